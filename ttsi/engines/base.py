@@ -1,0 +1,89 @@
+"""What the method asks of a language model, and nothing more.
+
+Three implementations stand beside this file: `torch` (the reference), `vllm` and `openai`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ttsi.types import Generation, Message, Sampling, Scored
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A system turn and a conversation.
+
+    Everything about one tool set that can be shared (instructions and tool list) stands in `system`,
+    so that its key-value cache is computed once and serves every prompt that opens the same way.
+    """
+
+    system: str
+    messages: tuple[Message, ...]
+
+
+class EngineError(Exception):
+    """The machine failed (out of memory, endpoint down): never a wrong answer."""
+
+
+class TooLong(EngineError):
+    """The prompt leaves no room in the model's context window."""
+
+
+def native_dtype() -> str:
+    """`bfloat16` where this machine multiplies it natively, `float32` elsewhere; imports no torch.
+
+    On a CPU without such instructions bfloat16 falls back to scalar code, some eight times slower.
+    """
+    try:
+        cpu_build = importlib.metadata.version("torch").endswith("+cpu")
+    except importlib.metadata.PackageNotFoundError:
+        cpu_build = True
+    if not cpu_build and Path("/proc/driver/nvidia/version").exists():
+        return "bfloat16"
+    cpu = Path("/proc/cpuinfo")
+    flags = cpu.read_text() if cpu.exists() else ""
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to answer: what to say first, how to draw, and the adapter to answer with.
+
+    `draft`: token ids the reply is expected to repeat. They are checked, never trusted, so that they
+    change the speed and not the text.
+    """
+
+    prompt: Prompt
+    seed: int = 0
+    opening: str = ""
+    adapter: Any = None
+    draft: tuple[int, ...] = ()
+    lookup: bool = False
+
+
+class Engine(Protocol):
+    """A language model that scores and generates.
+
+    All log-probabilities are natural logarithms (nats) of the raw distribution: before temperature,
+    penalties and truncation. Failures of the machine raise `EngineError`.
+    """
+
+    name: str
+
+    def score(
+        self, prompts: Sequence[Prompt], opening: str, continuations: Sequence[Sequence[str]]
+    ) -> list[list[Scored]]:
+        """Token log-probabilities of each prompt's continuations of `opening`.
+
+        Opening and continuation are tokenised together; only the continuation's tokens are returned.
+        """
+        ...
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Generation]]:
+        """`sampling.n` replies to each request, opening included in the text, batched across requests."""
+        ...

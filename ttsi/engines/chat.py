@@ -1,0 +1,98 @@
+"""Conversations as token ids, shared by every engine that holds a tokenizer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ttsi.engines.base import Prompt
+
+_PRIVATE_USE = 0xF0000  # a plane no text uses: stands in for '<|' while the template is rendered
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids of a prompt. `prefix`: length of the shared system turn; `turn`: start of the last user turn."""
+
+    ids: tuple[int, ...]
+    prefix: int
+    turn: int
+
+
+class Chat:
+    """A tokenizer's chat template, applied so that text can't pose as a control token.
+
+    Control tokens split the text before byte-pair encoding, so encoding the runs between them one by
+    one gives the ids of the whole string, except where a *content* spells out a control token: there
+    it stays plain text.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        added = (t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
+        controls = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
+        self._controls = re.compile("|".join(re.escape(t) for t in controls))
+        self._guards = {t: t[:1] + chr(_PRIVATE_USE + i) + t[1:] for i, t in enumerate(controls)}
+        if "<|im_start|>" not in controls or "<|im_end|>" not in controls:
+            raise ValueError("the tokenizer has no ChatML control tokens; ttsi reads turns by them")
+        self._begin = tokenizer.convert_tokens_to_ids("<|im_start|>")
+        self._user = (self._begin, *self._plain("user"))
+        stop = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+        self.stop_ids = frozenset(i for i in stop if i is not None)
+        self.end_of_turn: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+    def _plain(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def _guard(self, text: str) -> str:
+        text = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate can't be tokenised
+        return self._controls.sub(lambda m: self._guards[m[0]], text)
+
+    def render(self, prompt: Prompt, *, reply: str | None = None) -> str:
+        """The prompt as one string up to the assistant's turn (or with `reply` closed behind it)."""
+        return self._unguard(self._render(prompt, reply))
+
+    def _unguard(self, text: str) -> str:
+        for control, guarded in self._guards.items():
+            text = text.replace(guarded, control)
+        return text
+
+    def _render(self, prompt: Prompt, reply: str | None = None) -> str:
+        turns = [{"role": "system", "content": self._guard(prompt.system)}]
+        turns += [{"role": m.role, "content": self._guard(m.content)} for m in prompt.messages]
+        text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        if reply is not None:
+            text += self._guard(reply) + "<|im_end|>"
+        return text
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        done = 0
+        for match in self._controls.finditer(text):
+            ids += self._plain(self._unguard(text[done : match.start()])) if match.start() > done else []
+            ids.append(self.tokenizer.convert_tokens_to_ids(match[0]))
+            done = match.end()
+        return ids + (self._plain(self._unguard(text[done:])) if done < len(text) else [])
+
+    def encode(self, prompt: Prompt, *, reply: str | None = None) -> Encoded:
+        """Token ids of the prompt up to the assistant's turn, or with `reply` and its end behind it."""
+        ids = self._encode(self._render(prompt, reply))
+        second = [i for i, t in enumerate(ids) if t == self._begin][1:2]
+        n = len(self._user)
+        turns = [i for i in range(len(ids) - n + 1) if tuple(ids[i : i + n]) == self._user]
+        return Encoded(tuple(ids), prefix=second[0] if second else 0, turn=turns[-1] if turns else 0)
+
+    def continuation(self, opening: str, text: str) -> tuple[list[int], int, list[int]]:
+        """Ids of `opening + text` tokenised together, how many of them end within the opening, and
+        for each of the rest the number of characters of `text` covered once it is read."""
+        whole = self.tokenizer(
+            opening + text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )
+        ids, ends = whole["input_ids"], [end for _, end in whole["offset_mapping"]]
+        shared = sum(1 for end in ends if end <= len(opening))
+        return ids, shared, [end - len(opening) for end in ends[shared:]]
+
+    def decode(self, ids: list[int] | tuple[int, ...]) -> str:
+        """The text of reply tokens, without control tokens."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -1,0 +1,39 @@
+"""Guesses at what a reply says next; the engine checks every one of them.
+
+Prompt look-up decoding (Saxena 2023) and drafting from an earlier answer: a wrong guess costs a little
+time, a right one saves a pass over the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_LONGEST_MATCH = 5
+_LOOKUP_TOKENS = 4  # a match found in the prompt is trusted for so many tokens, times its length
+
+
+def propose(out: Sequence[int], draft: Sequence[int], lookup: Sequence[int], room: int) -> tuple[int, ...]:
+    """At most `room` token ids likely to follow `out`; empty when nothing suggests any.
+
+    draft: an earlier reply; followed as long as `out` repeats it, and found again by its last tokens
+    after a difference. lookup: text to search for the last tokens of `out`.
+    """
+    if room <= 0:
+        return ()
+    if draft and tuple(draft[: len(out)]) == tuple(out):
+        return tuple(draft[len(out) : len(out) + room])
+    for source in (draft, lookup):
+        for size in range(min(_LONGEST_MATCH, len(out)), 1, -1):
+            at = _last_occurrence(source, tuple(out[-size:]))
+            if at >= 0:
+                length = room if source is draft else min(room, _LOOKUP_TOKENS * size)
+                return tuple(source[at + size : at + size + length])
+    return ()
+
+
+def _last_occurrence(source: Sequence[int], pattern: tuple[int, ...]) -> int:
+    size = len(pattern)
+    for at in range(len(source) - size - 1, -1, -1):
+        if source[at] == pattern[0] and tuple(source[at : at + size]) == pattern:
+            return at
+    return -1

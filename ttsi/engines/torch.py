@@ -1,0 +1,462 @@
+"""The reference engine: a transformers model on a CPU or a GPU, with shared prefixes and per-row adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
+
+from ttsi.engines.base import EngineError, Prompt, Request, TooLong, native_dtype
+from ttsi.engines.cache import KeyValues, PrefixCache, RowCache, TrainingCache
+from ttsi.engines.chat import Chat, Encoded
+from ttsi.engines.drafts import propose
+from ttsi.engines.lora import Adapter, Bank, LoraLayers, linear
+from ttsi.types import Generation, Sampling, Scored
+
+_GROUP_TOKENS = 16  # up to this many query tokens, heads that share keys are folded instead of repeated
+_CHUNK_TOKENS = 256  # prefills are batched up to this many tokens a pass; beyond it one row fills the cores
+
+
+def attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention under an explicit mask [rows, 1, queries, keys]; None means causal.
+
+    A few query tokens per row are folded into the group dimension, so that shared key-value heads are
+    not copied once per query head at every decoding step.
+    """
+    mask, scale = kwargs.get("ttsi_mask"), kwargs.get("scaling")
+    groups = query.shape[1] // key.shape[1]
+    rows, heads, length, dim = query.shape
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    if mask is not None and groups > 1 and length <= _GROUP_TOKENS:
+        folded = query.reshape(rows, key.shape[1], groups * length, dim)
+        out = sdpa(folded, key, value, attn_mask=mask.repeat(1, 1, groups, 1), scale=scale)
+        out = out.reshape(rows, heads, length, dim)
+    else:
+        out = sdpa(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=groups > 1
+        )
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register("ttsi", attention)
+
+
+@dataclass
+class _Row:
+    """One reply in the making."""
+
+    request: int
+    ids: list[int]  # prompt and opening
+    draft: tuple[int, ...]
+    lookup: tuple[int, ...]
+    rng: torch.Generator
+    out: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    finished: bool = False
+
+
+@dataclass
+class Counters:
+    """What the engine did since it was made: tokens per kind of pass, passes, drafted and accepted tokens."""
+
+    prefix_tokens: int = 0
+    prompt_tokens: int = 0
+    scored_tokens: int = 0
+    decoded_tokens: int = 0
+    decode_rows: int = 0
+    passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
+class TorchEngine:
+    """An `Engine` over a transformers causal language model.
+
+    folder: a model folder (config, tokenizer, safetensors).
+    dtype: "auto", "float32" or "bfloat16"; adapters and their optimisers are float32 always.
+    prefix_limit: bytes of prefix key-values to keep.
+    drafts: whether drafted decoding is on; it changes the speed, not the text (float32).
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        name: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        prefix_limit: int = 2 << 30,
+        drafts: bool = True,
+        threads: int | None = None,
+    ) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = getattr(torch, native_dtype() if dtype == "auto" else dtype)
+        self.name = name or Path(folder).name
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=self.dtype,
+            attn_implementation="ttsi",
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.chat = Chat(tokenizer)
+        self.decoder = self.model.get_decoder()
+        self.head_weight: Tensor = self.model.get_output_embeddings().weight
+        self.lora = LoraLayers(self.decoder)
+        self.context: int = self.model.config.max_position_embeddings
+        self.prefixes = PrefixCache(prefix_limit)
+        self.drafts = drafts
+        self.counters = Counters()
+        self._mask4d = torch.zeros(1, 1, 1, 1, device=self.device)
+
+    # --- forward passes ---------------------------------------------------------------------------------
+
+    def forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
+        """Final hidden states [rows, tokens, width]; adapters as applied by the caller."""
+        self.counters.passes += 1
+        return self.decoder(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=self._mask4d,  # four dimensions: transformers builds none of its own
+            ttsi_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (float32) [..., vocabulary] of hidden states [..., width]."""
+        return linear(hidden, self.head_weight).float()
+
+    def prefix(self, ids: tuple[int, ...]) -> KeyValues:
+        """Keys and values of a system turn under the base weights, from the cache if they are there."""
+
+        def compute() -> KeyValues:
+            self.counters.prefix_tokens += len(ids)
+            n = len(ids)
+            cache = self._rows([self._empty()], n)
+            cache.slots, cache.visible = torch.arange(n, device=self.device)[None], n
+            self.forward(self._tensor([ids]), cache.slots, None, cache)
+            return list(zip(cache.keys, cache.values, strict=True))
+
+        with torch.no_grad():
+            return self.prefixes.get(ids, compute)
+
+    def _empty(self) -> KeyValues:
+        config = self.model.config
+        heads = config.num_key_value_heads
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        empty = torch.zeros(1, 0, heads, dim, dtype=self.dtype, device=self.device)
+        return [(empty, empty)] * config.num_hidden_layers
+
+    def _rows(self, prefixes: Sequence[KeyValues], capacity: int) -> RowCache:
+        return RowCache.from_prefixes(prefixes, capacity)
+
+    def _tensor(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        width = max(len(r) for r in rows)
+        return torch.tensor([[*r, *[0] * (width - len(r))] for r in rows], device=self.device)
+
+    def _step(self, cache: RowCache, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+        """Feeds each row's tokens behind its `start`; padding lands in slots that are overwritten later."""
+        ids = self._tensor(rows)
+        steps = torch.arange(ids.shape[1], device=self.device)
+        cache.slots = torch.tensor(starts, device=self.device)[:, None] + steps
+        cache.visible = int(cache.slots.max()) + 1
+        seen = torch.arange(cache.visible, device=self.device)
+        mask = (seen[None, None] <= cache.slots[..., None])[:, None]
+        whole = len(rows) == 1 and starts[0] == 0
+        return self.forward(ids, cache.slots, None if whole else mask, cache)
+
+    # --- tokens -----------------------------------------------------------------------------------------
+
+    def encode(self, prompt: Prompt, *, reply: str | None = None) -> Encoded:
+        """Token ids of a prompt, with the ends of its shared prefix and of its history."""
+        return self.chat.encode(prompt, reply=reply)
+
+    def fits(self, prompt: Prompt, max_tokens: int) -> bool:
+        """Whether the prompt and a reply of `max_tokens` fit into the context window."""
+        return len(self.encode(prompt).ids) + max_tokens <= self.context
+
+    # --- scoring ----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def score(
+        self, prompts: Sequence[Prompt], opening: str, continuations: Sequence[Sequence[str]]
+    ) -> list[list[Scored]]:
+        """Token log-probabilities of each prompt's continuations, in one pass per prompt.
+
+        All continuations stand side by side behind the cached prefix; each sees the prompt and itself.
+        """
+        with self._outside_failures():
+            return [self._score(p, opening, c) for p, c in zip(prompts, continuations, strict=True)]
+
+    def _score(self, prompt: Prompt, opening: str, continuations: Sequence[str]) -> list[Scored]:
+        code = self.encode(prompt)
+        parts = [self.chat.continuation(opening, c) for c in continuations]
+        shared = min(n for _, n, _ in parts)
+        while any(ids[:shared] != parts[0][0][:shared] for ids, _, _ in parts):
+            shared -= 1
+        stem = [*code.ids[code.prefix :], *parts[0][0][:shared]]
+        tails = [ids[shared:] for ids, _, _ in parts]
+        flat = [t for tail in tails for t in tail]
+        base, n, total = code.prefix, len(stem), len(stem) + len(flat)
+        if base + total > self.context:
+            raise TooLong(f"{base + total} tokens to score, but the context window holds {self.context}")
+
+        owner = torch.tensor([-1] * n + [i for i, tail in enumerate(tails) for _ in tail], device=self.device)
+        positions = torch.tensor(
+            [*range(base, base + n), *(base + n + j for tail in tails for j in range(len(tail)))],
+            device=self.device,
+        )
+        order = torch.arange(total, device=self.device)
+        mine = (owner[None] == -1) | (owner[None] == owner[:, None])
+        new = mine & (order[None] <= order[:, None])
+        mask = torch.cat([torch.ones(total, base, dtype=torch.bool, device=self.device), new], dim=1)
+        cache = self._rows([self.prefix(code.ids[:base]) if base else self._empty()], base + total)
+        cache.slots, cache.visible = base + order[None], base + total
+        hidden = self.forward(self._tensor([[*stem, *flat]]), positions[None], mask[None, None], cache)[0]
+        self.counters.scored_tokens += total
+
+        before, at = [], n
+        for tail in tails:
+            before += [n - 1, *range(at, at + len(tail) - 1)]
+            at += len(tail)
+        log_probs = torch.log_softmax(self.head(hidden[before]), dim=-1)
+        values = log_probs[torch.arange(len(flat)), flat].tolist()
+        out, at = [], 0
+        for text, (ids, own, ends), tail in zip(continuations, parts, tails, strict=True):
+            skip = own - shared  # opening tokens this continuation did not share with the others
+            span = values[at + skip : at + len(tail)]
+            out.append(Scored(text, tuple(span), tuple(ends)))
+            at += len(ids) - shared
+        return out
+
+    # --- generation -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Generation]]:
+        """`sampling.n` replies per request, decoded together, each row under its own adapter.
+
+        Raises TooLong if a prompt and its reply exceed the context window, EngineError if the machine fails.
+        """
+        with self._outside_failures():
+            cache, rows, logits, bank = self._prefill(requests, sampling)
+            done = self._decode(cache, rows, logits, bank, sampling)
+        replies: list[list[Generation]] = [[] for _ in requests]
+        for row in done:
+            request = requests[row.request]
+            text = request.opening + self.chat.decode(row.out)
+            replies[row.request].append(
+                Generation(text, tuple(row.out), tuple(row.log_probs), row.finished, len(row.ids))
+            )
+        return replies
+
+    def _prefill(
+        self, requests: Sequence[Request], sampling: Sampling
+    ) -> tuple[RowCache, list[_Row], Tensor, Bank | None]:
+        codes = [self.encode(r.prompt) for r in requests]
+        openings = [self.chat.continuation("", r.opening)[0] if r.opening else [] for r in requests]
+        ids = [[*c.ids, *o] for c, o in zip(codes, openings, strict=True)]
+        capacity = max(len(i) for i in ids) + sampling.max_tokens + _GROUP_TOKENS
+        longest = max(len(i) for i in ids) + sampling.max_tokens
+        if longest > self.context:
+            raise TooLong(f"{longest} tokens asked for, but the context window holds {self.context}")
+        exact = [r.adapter is not None and r.adapter.settings.mode == "exact" for r in requests]
+        starts = [0 if e else c.prefix for e, c in zip(exact, codes, strict=True)]
+        prefixes = [
+            self.prefix(c.ids[:s]) if s else self._empty() for c, s in zip(codes, starts, strict=True)
+        ]
+        cache = self._rows(prefixes, capacity)
+        bank = self.lora.stack([r.adapter for r in requests])
+
+        # An activated adapter leaves the history before the last user turn to the base weights.
+        history = [
+            i
+            for i, r in enumerate(requests)
+            if r.adapter is not None and not exact[i] and codes[i].turn > starts[i]
+        ]
+        if history:
+            ends = {i: codes[i].turn for i in history}
+            self._fill(cache, {i: ids[i][starts[i] : ends[i]] for i in history}, starts, None)
+            starts = [ends.get(i, s) for i, s in enumerate(starts)]
+        last = self._fill(cache, {i: ids[i][starts[i] :] for i in range(len(ids))}, starts, bank)
+        logits = self.head(last)
+
+        rows = []
+        for i, request in enumerate(requests):
+            look = (*request.draft, *ids[i]) if request.lookup else ()
+            for k in range(sampling.n):
+                rng = torch.Generator().manual_seed((request.seed + k * 0x9E3779B97F4A7C15) % (1 << 63))
+                rows.append(_Row(i, ids[i], request.draft, tuple(look), rng))
+        if sampling.n > 1:
+            repeat = torch.arange(len(requests), device=self.device).repeat_interleave(sampling.n)
+            cache.select(repeat)
+            logits = logits[repeat]
+            bank = [(a[repeat], b[repeat]) for a, b in bank] if bank else None
+        return cache, rows, logits, bank
+
+    def _fill(
+        self, cache: RowCache, parts: dict[int, list[int]], starts: Sequence[int], bank: Bank | None
+    ) -> Tensor:
+        """Feeds prompt tokens to the named rows, batched as far as that helps; last hidden state per row."""
+        last = {}
+        for chunk in _chunks(parts, 1 << 30 if self.device.type == "cuda" else _CHUNK_TOKENS):
+            index = torch.tensor(chunk, device=self.device)
+            view = RowCache()
+            view.keys, view.values = ([t[index] for t in side] for side in (cache.keys, cache.values))
+            tokens = [parts[i] for i in chunk]
+            with self.lora.applied([(a[index], b[index]) for a, b in bank] if bank else None):
+                hidden = self._step(view, tokens, [starts[i] for i in chunk])
+            for side, new in ((cache.keys, view.keys), (cache.values, view.values)):
+                for old, tensor in zip(side, new, strict=True):
+                    old[index] = tensor
+            for row, i in enumerate(chunk):
+                last[i] = hidden[row, len(tokens[row]) - 1]
+            self.counters.prompt_tokens += sum(map(len, tokens))
+        return torch.stack([last[i] for i in sorted(last)])
+
+    def _decode(
+        self, cache: RowCache, rows: list[_Row], logits: Tensor, bank: Bank | None, sampling: Sampling
+    ) -> list[_Row]:
+        everyone = list(rows)
+        pending: list[tuple[int, ...]] = [()] * len(rows)
+        batch: list[Tensor] = list(logits[:, None])
+        while True:
+            for row, row_logits, draft in zip(rows, batch, pending, strict=True):
+                self._accept(row, row_logits, draft, sampling)
+            active = [i for i, r in enumerate(rows) if not r.finished and len(r.out) < sampling.max_tokens]
+            if not active:
+                return everyone
+            if 4 * len(active) <= 3 * len(rows):
+                index = torch.tensor(active, device=self.device)
+                cache.select(index)
+                bank = [(a[index], b[index]) for a, b in bank] if bank else None
+                rows = [rows[i] for i in active]
+            room = max(1, 2 * _GROUP_TOKENS // len(rows)) - 1 if self.drafts else 0
+            pending = [self._draft(r, sampling, min(room, _GROUP_TOKENS - 1)) for r in rows]
+            tokens = [[r.out[-1], *d] for r, d in zip(rows, pending, strict=True)]
+            starts = [len(r.ids) + len(r.out) - 1 for r in rows]
+            with self.lora.applied(bank):
+                hidden = self._step(cache, tokens, starts)
+            self.counters.decode_rows += len(rows)
+            flat = torch.cat([hidden[i, : len(t)] for i, t in enumerate(tokens)])
+            batch = list(torch.split(self.head(flat), [len(t) for t in tokens]))
+
+    def _draft(self, row: _Row, sampling: Sampling, room: int) -> tuple[int, ...]:
+        if row.finished or len(row.out) >= sampling.max_tokens:
+            return ()
+        room = min(room, sampling.max_tokens - len(row.out) - 1)
+        return propose(row.out, row.draft, row.lookup, room)
+
+    def _accept(self, row: _Row, logits: Tensor, draft: tuple[int, ...], sampling: Sampling) -> None:
+        """Takes tokens from `logits` [1 + drafted, vocabulary] as long as the draft foresaw them.
+
+        Every token is chosen from the model's own distribution with the row's own generator, so the text
+        is that of decoding one token at a time; the draft only decides how many are had in one pass.
+        """
+        if row.finished or len(row.out) >= sampling.max_tokens:
+            return
+        self.counters.drafted += len(draft)
+        greedy = sampling.temperature == 0 and sampling.repetition_penalty == 1
+        best = logits.argmax(dim=-1).tolist() if greedy else []
+        picked = []
+        for i in range(len(draft) + 1):
+            token = best[i] if greedy else _pick(logits[i], [*row.ids, *row.out], sampling, row.rng)
+            picked.append(token)
+            row.out.append(token)
+            row.finished = token in self.chat.stop_ids
+            if row.finished or len(row.out) >= sampling.max_tokens or i == len(draft) or draft[i] != token:
+                break
+        chosen = torch.tensor(picked, device=logits.device)
+        used = logits[: len(picked)]
+        values = used.gather(1, chosen[:, None])[:, 0] - used.logsumexp(dim=-1)
+        row.log_probs += values.tolist()
+        self.counters.accepted += len(picked) - 1
+        self.counters.decoded_tokens += len(picked)
+
+    # --- training ---------------------------------------------------------------------------------------
+
+    def training_pass(
+        self, rows: Sequence[Sequence[int]], starts: Sequence[int], prefixes: Sequence[KeyValues] | None
+    ) -> Tensor:
+        """Hidden states [rows, tokens, width] with gradients, of `rows` read behind their prefixes."""
+        ids = self._tensor(rows)
+        cache = TrainingCache(prefixes)
+        order = torch.arange(ids.shape[1], device=self.device)
+        start = torch.tensor(starts, device=self.device)
+        mask = None
+        if prefixes is not None or len(rows) > 1:
+            own = (order[None] <= order[:, None]).expand(len(rows), -1, -1)
+            before = torch.arange(cache.width, device=self.device)[None] < start[:, None]
+            mask = torch.cat([before[:, None].expand(-1, len(order), -1), own], dim=2)[:, None]
+        return self.forward(ids, start[:, None] + order, mask, cache)
+
+    # --- embedding --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Mean-pooled final hidden states of the base weights, float32 [texts, width]."""
+        out = []
+        for text in texts:
+            ids = self.chat.continuation("", text)[0][: self.context] or [self.chat.end_of_turn]
+            cache = self._rows([self._empty()], len(ids))
+            out.append(self._step(cache, [ids], [0])[0].float().mean(dim=0).cpu().numpy())
+        return np.stack(out)
+
+    @contextmanager
+    def _outside_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise EngineError(f"out of memory: {error}") from error
+        except RuntimeError as error:
+            if "memory" in str(error).lower():
+                raise EngineError(f"out of memory: {error}") from error
+            raise
+
+
+def _chunks(parts: dict[int, list[int]], limit: int) -> Iterator[list[int]]:
+    """Rows grouped so that no pass exceeds `limit` tokens, padding included, and none is left out."""
+    chunk: list[int] = []
+    for i in sorted(parts):
+        width = max(len(parts[j]) for j in [*chunk, i])
+        if chunk and width * (len(chunk) + 1) > limit:
+            yield chunk
+            chunk = []
+        chunk.append(i)
+    if chunk:
+        yield chunk
+
+
+def _pick(logits: Tensor, history: list[int], sampling: Sampling, rng: torch.Generator) -> int:
+    """One token: penalty, temperature, top-k and top-p in transformers' order."""
+    logits = logits.float().cpu().clone()
+    if sampling.repetition_penalty != 1:
+        seen = torch.tensor(sorted(set(history)))
+        values = logits[seen]
+        logits[seen] = torch.where(
+            values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty
+        )
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    k = sampling.top_k or len(logits)
+    top, index = (logits / sampling.temperature).topk(min(k, len(logits)))
+    probabilities = top.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    probabilities[before >= sampling.top_p] = 0  # the first token always stays
+    return int(index[torch.multinomial(probabilities, 1, generator=rng)])
+
+
+__all__ = ["Adapter", "Counters", "TorchEngine"]

@@ -1,0 +1,111 @@
+"""G, self-augmentation: the model writes questions like the seed, with their answers. Paper: section 3.2."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from ttsi import prompts
+from ttsi.calls import parse_calls, schema_errors
+from ttsi.engines.base import Engine, Request
+from ttsi.types import Example, Query, Sampling, Synthesis
+
+_FORM = re.compile(r"\s*(?:Request:)?\s*(.*?)\s*\n\s*Answer:\s*(.*)", re.DOTALL)
+_OPENING = "Request:"
+
+Seeds = Callable[[str, int], int]
+"""(query id, attempt) → seed."""
+
+
+class Unreadable(ValueError):
+    """A reply that holds no usable example; its message is the code of the failure."""
+
+
+def copy_ratio(question: str, seed: str) -> float:
+    """Similarity of two questions up to case and spaces: 1 = a copy, 0 = nothing in common.
+
+    Ratcliff–Obershelp ratio over characters (difflib). Questions are compared up to 2,000 characters.
+    """
+    left, right = (" ".join(t.casefold().split())[:2000] for t in (question, seed))
+    return difflib.SequenceMatcher(None, left, right, autojunk=False).ratio()
+
+
+def read_example(reply: str, query: Query, attempt: int = 0) -> Example:
+    """The (question, calls) pair a reply holds, with what is known of its quality.
+
+    Raises Unreadable with a code: `no_question`, `unknown_tool`, or a parse error of `parse_calls`.
+    Arguments are not checked here: schema violations are recorded, not refused.
+    """
+    match = _FORM.fullmatch(reply)
+    if match is None or not match[1]:
+        raise Unreadable("no_question")
+    parsed = parse_calls(match[2])
+    if parsed.error:
+        raise Unreadable(parsed.error)
+    names = {t.name for t in query.tools}
+    if any(c.name not in names for c in parsed.calls):
+        raise Unreadable("unknown_tool")
+    errors = tuple(e for c in parsed.calls for e in schema_errors(c, query.tools))
+    return Example(match[1], parsed.calls, copy_ratio(match[1], query.question), errors, attempt)
+
+
+def synthesize(
+    engine: Engine,
+    queries: Sequence[Query],
+    seeds: Seeds,
+    sampling: Sampling,
+    *,
+    k: int = 1,
+    first: int = 0,
+    retries: int = 5,
+    validate: Literal["none", "schema"] = "none",
+    novelty: Literal["any", "reject_copies"] = "any",
+) -> list[Synthesis]:
+    """K examples per query, written by `engine` from the question and tools alone.
+
+    Example i of a query is drawn with seeds of its own, so that K = 1 is contained in K = 2; `first` skips
+    those already there. A reply that
+    can't be read is drawn again, at most `retries` times, then given up: an empty Synthesis is a failed
+    one. Paper: section 3.2; at most 5 retries on parse errors.
+    validate="schema" also refuses schema violations, novelty="reject_copies" copies of the seed.
+    """
+    found: dict[tuple[int, int], Example] = {}
+    failures: list[list[str]] = [[] for _ in queries]
+    tokens, prompt_tokens = [0] * len(queries), [0] * len(queries)
+    wanted = [(q, i) for q in range(len(queries)) for i in range(first, first + k)]
+    for attempt in range(retries + 1):
+        open_slots = [w for w in wanted if w not in found]
+        if not open_slots:
+            break
+        requests = [
+            Request(
+                prompts.synthesis(queries[q]),
+                seed=seeds(queries[q].id, i * (retries + 1) + attempt),
+                opening=_OPENING,
+                lookup=True,
+            )
+            for q, i in open_slots
+        ]
+        for (q, i), replies in zip(open_slots, engine.generate(requests, sampling), strict=True):
+            tokens[q] += len(replies[0].tokens)
+            prompt_tokens[q] += replies[0].prompt_tokens
+            try:
+                example = read_example(replies[0].text, queries[q], attempt)
+                if validate == "schema" and example.schema_errors:
+                    raise Unreadable("schema")
+                if novelty == "reject_copies" and example.copy_ratio == 1:
+                    raise Unreadable("copy")
+                found[q, i] = example
+            except Unreadable as error:
+                failures[q].append(str(error))
+    return [
+        Synthesis(
+            tuple(found[q, i] for i in range(first, first + k) if (q, i) in found),
+            tuple(failures[q]),
+            prompt_tokens[q],
+            tokens[q],
+        )
+        for q in range(len(queries))
+    ]
