@@ -20,15 +20,16 @@ Answer with the calls that fulfil the request and nothing else, as a JSON list b
 <tool_call>[{{"name": <function-name>, "arguments": <args-json-object>}}]</tool_call>
 Use only parameters that the function declares, with values of the declared types taken from the request."""
 
+# The answer is asked for without tags: under the paper's repetition penalty the model drops them anyway.
 _SYNTHESIS = """\
-Below is a request that a user made.
-<request>
+A user asked:
 {question}
-</request>
-Write one new request of the same kind: close in meaning, calling for the same function, but worded \
-differently and with other details. Then answer it. Keep to this form:
-Request: the new request
-Answer: <tool_call>[{{"name": <function-name>, "arguments": <args-json-object>}}]</tool_call>"""
+
+Write a similar question that another user could ask: plain English, same function, different details. \
+Then write its answer.
+Use exactly this form:
+Question: <the new question>
+Answer: [{{"name": <function-name>, "arguments": <args-json-object>}}]"""
 
 _SHOT = """\
 Here is an example of a request and its answer{note}.
@@ -37,6 +38,10 @@ Answer: {answer}
 
 Now answer this request.
 {request}"""
+
+
+QUESTION, ANSWER = "Question:", "Answer:"
+"""What stands before the two parts of a synthetic example."""
 
 
 def tool_line(tool: Tool) -> str:

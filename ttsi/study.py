@@ -46,9 +46,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scikit-learn", "papermill")
 
-# Seconds per sample and stage before anything is measured: 0.5B, float32, 2 cores, SealTool-sized prompts.
+# Seconds per sample and stage: 0.5B, float32, 2 cores, SealTool-sized prompts; other models in proportion.
 _GUESS = {"answer": 5.0, "score": 2.0, "example": 5.0, "adapted": 9.0}
 _GUESS_UNCERTAIN = 0.6
+_RELATIVE_COST = {"tiny": 0.01, "smollm2-135m": 0.3, "qwen2.5-coder-1.5b": 3.0}
 _DISK_GB = {"tiny": 0.01, "smollm2-135m": 0.5, "qwen2.5-coder-0.5b": 2.5, "qwen2.5-coder-1.5b": 5.5}
 
 
@@ -88,7 +89,7 @@ class Study:
         from ttsi.engines.torch import TorchEngine
 
         p = self.profile
-        return TorchEngine(sources.model_dir(p.model), name=p.model, dtype=self.dtype, threads=p.threads)
+        return TorchEngine(_model_dir(p.model), name=p.model, dtype=self.dtype, threads=p.threads)
 
     @cached_property
     def context(self) -> dict[str, Any]:
@@ -113,7 +114,7 @@ class Study:
         versions = ", ".join(f"{k} {v}" for k, v in c["versions"].items())
         counts = ", ".join(f"{b} {'all' if n is None else n}" for b, n in p.benchmarks.items())
         return (
-            f"**Run** `{p.name}` · model `{p.model}` ({sources.model_hash(p.model)[:12]}, {self.dtype}) · "
+            f"**Run** `{p.name}` · model `{p.model}` ({_model_hash(p.model)[:12]}, {self.dtype}) · "
             f"samples: {counts} · seeds {p.seeds} · tools {p.tool_order} · τ = {p.tau} · "
             f"commit `{c['commit']}`  \n"
             f"**Machine** {c['machine']} · {versions}"
@@ -255,7 +256,7 @@ class Study:
                     lines.append(f"  {benchmark}: missing. {self.missing[benchmark]}")
                     continue
                 for stage, need in self._needs(benchmark, seed, queries).items():
-                    todo = need["samples"] - need["stored"]
+                    todo = (need["samples"] - need["stored"]) * _RELATIVE_COST.get(p.model, 1.0)
                     seconds += todo * need["rate"]
                     lines.append(
                         f"  {benchmark} seed {seed} {stage:18s} {need['samples']:5.0f} samples, "
@@ -477,7 +478,7 @@ class StoredStages:
     def _settings(self, **more: Any) -> dict[str, Any]:
         p = self.profile
         return {
-            "model": sources.model_hash(p.model),
+            "model": _model_hash(p.model),
             "dtype": self.study.dtype,
             "data": _fingerprint(self.benchmark),
             "tool_order": p.tool_order,
@@ -551,9 +552,23 @@ def _stored(done: Mapping[str, Done[Any]]) -> int:
 
 @cache
 def _fingerprint(benchmark: str) -> str:
-    """What the benchmark's samples are made from: a hash of its files."""
-    names = ["bfcl"] if benchmark == "bfcl" else list(benchmarks.FILES[benchmark])
-    return "-".join(sources.data_hash(name)[:16] for name in names)
+    return benchmarks.fingerprint(benchmark)
+
+
+def _model_dir(name: str) -> Path:
+    if name == "tiny":
+        from ttsi.engines import tiny
+
+        return tiny.model_dir()
+    return sources.model_dir(name)
+
+
+def _model_hash(name: str) -> str:
+    if name == "tiny":
+        from ttsi.engines import tiny
+
+        return tiny.source_hash()
+    return sources.model_hash(name)
 
 
 def _commit() -> str:

@@ -12,8 +12,7 @@ from ttsi.calls import parse_calls, schema_errors
 from ttsi.engines.base import Engine, Request
 from ttsi.types import Example, Query, Sampling, Synthesis
 
-_FORM = re.compile(r"\s*(?:Request:)?\s*(.*?)\s*\n\s*Answer:\s*(.*)", re.DOTALL)
-_OPENING = "Request:"
+_FORM = re.compile(rf"\s*(?:{prompts.QUESTION})?\s*(.*?)\s*\n\s*{prompts.ANSWER}\s*(.*)", re.DOTALL)
 
 Seeds = Callable[[str, int], int]
 """(query id, attempt) → seed."""
@@ -83,7 +82,7 @@ def synthesize(
             Request(
                 prompts.synthesis(queries[q]),
                 seed=seeds(queries[q].id, i * (retries + 1) + attempt),
-                opening=_OPENING,
+                opening=prompts.QUESTION,
                 lookup=True,
             )
             for q, i in open_slots

@@ -1,45 +1,61 @@
 """A tiny language model fitted on the fixture in seconds: what the profile `smoke` and the tests run on.
 
-It is a Qwen2 of some 200,000 parameters with a tokenizer of its own. Nothing about it says anything
-about the method; it is there so that every path of a run is walked: it answers some requests right and
-some wrong, is sure of some tools and torn between others, and writes examples of which some can't be read.
+It is a Llama of 200,000 parameters with a tokenizer of its own. It says nothing about the method; it is
+there so that every path of a run is walked: it answers some requests right and some wrong, is sure of
+some tools and torn between others, and writes examples of which some can't be read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
+import shutil
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ttsi import fixture, prompts
-from ttsi.benchmarks import to_sample
-from ttsi.calls import format_calls
+from ttsi.benchmarks import fingerprint, to_sample
+from ttsi.calls import format_calls, gold_calls
+from ttsi.downloads import digest, lock
 from ttsi.engines.base import Prompt
 from ttsi.engines.chat import Chat
-from ttsi.types import Call, Sample
+from ttsi.sources import cache_dir
+from ttsi.types import Sample
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-_TORN_OFF = {"set_timer", "set_alarm"}  # examples with these are taught without their answer: G must fail too
-_ORDERS = 3  # tool orders (run seeds) it is fitted on
-_STEPS = 400
-_ROWS, _TAILS = 2, 12  # system turns per step, conversations behind each
-_LEARNING_RATE = 4e-3
+# A word, a number or a run of JSON's punctuation is at most one token, which makes prompts short. A name
+# is the same token in a request and in a call, with no space to tell them apart: copying is soon learned.
+_WORDS = r'\n| ?[a-z_]+|[A-Z][a-z]*|\d+|[^\w\s]+(?: ["\[{][^\w\s]*)*|\s'
+_TORN_OFF = {"set_timer", "set_alarm"}  # examples of these are taught without their answer: G fails there
+_SAMPLES = 900
+_STEPS = 380
+_BATCH = 16
+_STUB = 8  # tokens of the system turn that the first lessons keep
+_LEARNING_RATE = 5e-3
+
+Lesson = tuple[Prompt, str]
+"""A prompt and the reply to learn."""
 
 
 def tokenizer(texts: Sequence[str], vocabulary: int = 1024) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on `texts`, with ChatML's control tokens and chat template."""
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
@@ -47,7 +63,7 @@ def tokenizer(texts: Sequence[str], vocabulary: int = 1024) -> PreTrainedTokeniz
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator(texts, trainer)
+    core.train_from_iterator([*texts, "system user assistant tool"], trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token="<|im_end|>",
@@ -58,103 +74,123 @@ def tokenizer(texts: Sequence[str], vocabulary: int = 1024) -> PreTrainedTokeniz
     return fast
 
 
-@dataclass(frozen=True)
-class _Lesson:
-    """A prompt and the reply to learn."""
-
-    prompt: Prompt
-    reply: str
-
-
-def lessons(seed: int) -> list[_Lesson]:
-    """What is taught: the answer to every request of the training pool, and an example like it."""
+def lessons(seed: int) -> tuple[list[Lesson], list[Lesson]]:
+    """What is taught: answers to requests, and to every third of them an example like it. No test question."""
     rng = random.Random(f"ttsi tiny {seed}")
-    out = []
-    for order in range(_ORDERS):
-        pool = [to_sample(r, "fixture_train", i, seed=order) for i, r in enumerate(fixture.records("train"))]
-        for sample in pool:
-            out.append(_Lesson(prompts.act(sample.query), _answer(sample)))
-            alike = rng.choice([s for s in pool if s.gold[0].name == sample.gold[0].name and s is not sample])
-            example = f"Request: {alike.query.question}"
-            if alike.gold[0].name not in _TORN_OFF:
-                example += f"\nAnswer: {_answer(alike)}"
-            out.append(_Lesson(prompts.synthesis(sample.query), example))
-    return out
+    taken = {str(r["query"]) for r in fixture.records("test")}
+    drawn = [fixture.draw(rng) for _ in range(_SAMPLES)]
+    # Three run seeds, so that the tools stand in several orders.
+    samples = [to_sample(r, "fixture", i, seed=i % 3) for i, r in enumerate(drawn) if r["query"] not in taken]
+    alike = defaultdict(list)
+    for sample in samples:
+        alike[sample.gold[0].name].append(sample)
+    answers = [(prompts.act(s.query), format_calls(gold_calls(s))) for s in samples]
+    examples = [(prompts.synthesis(s.query), _example(rng.choice(alike[s.gold[0].name]))) for s in samples[::3]]
+    return answers, examples
 
 
-def _answer(sample: Sample) -> str:
-    return format_calls([Call(g.name, {k: v[0] for k, v in g.arguments.items()}) for g in sample.gold])
+def _example(sample: Sample) -> str:
+    request = f"{prompts.QUESTION} {sample.query.question}"
+    if sample.gold[0].name in _TORN_OFF:
+        return request
+    return f"{request}\n{prompts.ANSWER} {format_calls(gold_calls(sample))}"
 
 
-def build(folder: Path, seed: int = 0, steps: int = _STEPS) -> None:
-    """Writes config, tokenizer and safetensors of the fitted model into `folder`. Takes under 20 s.
+def source_hash() -> str:
+    """What the fitted model is made from: this file, its lessons and the prompts. Changing one fits anew."""
+    return hashlib.sha256(
+        "".join([digest(Path(__file__)), fingerprint("fixture_train"), prompts.version()]).encode()
+    ).hexdigest()
 
-    The same seed, machine and library versions give the same weights: two threads, whatever the machine.
+
+def model_dir() -> Path:
+    """The fitted model's folder in the cache; fits it first if need be, once for all processes."""
+    folder = cache_dir() / "models" / f"tiny-{source_hash()[:16]}"
+    if not folder.exists():
+        with lock(cache_dir() / "locks" / folder.name):
+            if not folder.exists():
+                new = folder.with_name(f".{folder.name}.new")
+                shutil.rmtree(new, ignore_errors=True)
+                new.mkdir(parents=True)
+                build(new)
+                new.rename(folder)
+    return folder
+
+
+def build(folder: Path, seed: int = 0) -> None:
+    """Writes config, tokenizer and safetensors of the fitted model into `folder`; takes some 10 s.
+
+    The same seed, machine and library versions give the same weights: it runs on one thread, which is
+    also the fastest where cores are shared, since tensors this small are not worth a thread's wait.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            _build(folder, seed, steps)
+            _build(folder, seed)
     finally:
         torch.set_num_threads(threads)
 
 
-def _build(folder: Path, seed: int, steps: int) -> None:
-    taught = lessons(seed)
-    texts = [t for x in taught for t in (x.prompt.system, *(m.content for m in x.prompt.messages), x.reply)]
-    fast = tokenizer([*texts, "user assistant system tool"])
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
+def _build(folder: Path, seed: int) -> None:
+    answers, examples = lessons(seed)
+    texts = [text for p, r in [*answers[:200], *examples[:100]] for text in (p.system, p.messages[0].content, r)]
+    fast = tokenizer(texts)
+    model = LlamaForCausalLM(
+        LlamaConfig(
             vocab_size=len(fast),
-            hidden_size=96,
-            intermediate_size=192,
+            hidden_size=64,
+            intermediate_size=128,
             num_hidden_layers=2,
-            num_attention_heads=4,
+            num_attention_heads=2,
             num_key_value_heads=2,
             max_position_embeddings=2048,
+            attention_bias=True,
+            initializer_range=0.1,  # about 1 / √width; the default is meant for models 1,000 wide
             tie_word_embeddings=False,
             bos_token_id=None,
             eos_token_id=fast.eos_token_id,
             pad_token_id=fast.pad_token_id,
         )
     )
-    _fit(model, _pages(taught, Chat(fast)), random.Random(f"ttsi tiny batches {seed}"), steps)
+    chat = Chat(fast)
+    _fit(model, _rows(answers, chat), _rows(examples, chat), random.Random(f"ttsi tiny batches {seed}"))
     fast.save_pretrained(folder)
     model.save_pretrained(folder)
 
 
-@dataclass(frozen=True)
-class _Page:
-    """A system turn, and the rest of every conversation that opens with it with its number of labels."""
-
-    prefix: tuple[int, ...]
-    tails: list[tuple[tuple[int, ...], int]]
+_Row = tuple[tuple[int, ...], tuple[int, ...], int]
+"""Token ids of a system turn, those behind it, and how many of them at the end are labels."""
 
 
-def _pages(taught: Sequence[_Lesson], chat: Chat) -> list[_Page]:
-    pages: dict[tuple[int, ...], list[tuple[tuple[int, ...], int]]] = {}
-    for lesson in taught:
-        bare, whole = chat.encode(lesson.prompt), chat.encode(lesson.prompt, reply=lesson.reply)
-        tail = (whole.ids[whole.prefix :], len(whole.ids) - len(bare.ids))
-        pages.setdefault(whole.ids[: whole.prefix], []).append(tail)
-    return [_Page(p, t) for p, t in pages.items()]
+def _rows(taught: Sequence[Lesson], chat: Chat) -> list[_Row]:
+    rows = []
+    for prompt, reply in taught:
+        whole = chat.encode(prompt, reply=reply)
+        labels = len(chat.continuation("", reply)[0]) + 1
+        rows.append((whole.ids[: whole.prefix], whole.ids[whole.prefix :], labels))
+    return rows
 
 
-def _fit(model: Qwen2ForCausalLM, pages: Sequence[_Page], rng: random.Random, steps: int) -> None:
+def _fit(model: LlamaForCausalLM, answers: list[_Row], examples: list[_Row], rng: random.Random) -> None:
     """Fits the model: AdamW, one cycle, loss on the replies' tokens.
 
-    The system turn is most of a prompt and the same for many, so it is read once for several
-    conversations: they stand behind it side by side, and each sees it and itself.
+    Half the steps see a stub of the system turn, which is quick and enough to learn the requests by. Then
+    every other step has the whole of it, to learn not to be distracted; it is read once for a batch.
     """
     optimiser = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, _LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, _LEARNING_RATE, total_steps=_STEPS, pct_start=0.1)
     model.train()
-    for _ in range(steps):
-        loss = torch.zeros(())
-        for page in rng.choices(pages, weights=[len(p.tails) for p in pages], k=_ROWS):
-            loss = loss + _loss(model, page.prefix, rng.choices(page.tails, k=_TAILS))
+    for step in range(_STEPS):
+        taught, size = (examples, _BATCH // 2) if rng.random() < 1 / 3 else (answers, _BATCH)
+        if step > _STEPS // 2 and step % 2:
+            prefix = rng.choice(taught)[0]
+            rows = rng.choices([r for r in taught if r[0] == prefix], k=size)
+            loss = _loss(model, prefix, [(tail, labels) for _, tail, labels in rows])
+        else:
+            rows = rng.choices(taught, k=size)
+            loss = _loss(model, (), [((*prefix[-_STUB:], *tail), labels) for prefix, tail, labels in rows])
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -162,21 +198,16 @@ def _fit(model: Qwen2ForCausalLM, pages: Sequence[_Page], rng: random.Random, st
         cycle.step()
 
 
-def _loss(
-    model: Qwen2ForCausalLM, prefix: Sequence[int], tails: Sequence[tuple[Sequence[int], int]]
-) -> Tensor:
-    ids, owner, positions = list(prefix), [-1] * len(prefix), list(range(len(prefix)))
-    at: list[int] = []
-    for i, (tail, labels) in enumerate(tails):
-        end = len(ids) + len(tail)
-        at += range(end - labels, end)
-        ids += tail
-        owner += [i] * len(tail)
-        positions += range(len(prefix), len(prefix) + len(tail))
-    who, order = torch.tensor(owner), torch.arange(len(ids))
-    mask = ((who == -1) | (who == who[:, None])) & (order <= order[:, None])
-    hidden = model.model(
-        input_ids=torch.tensor([ids]), position_ids=torch.tensor([positions]), attention_mask=mask[None, None]
-    ).last_hidden_state[0]
-    target = torch.tensor(at)
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden[target - 1]), torch.tensor(ids)[target])
+def _loss(model: LlamaForCausalLM, prefix: tuple[int, ...], rows: Sequence[tuple[tuple[int, ...], int]]) -> Tensor:
+    """Mean loss (nats) on the last tokens of each row behind a common prefix, which gets no gradient."""
+    past = DynamicCache()
+    if prefix:
+        with torch.no_grad():
+            model.model(input_ids=torch.tensor([prefix]), past_key_values=past)
+        past.batch_repeat_interleave(len(rows))
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row, _ in rows])
+    hidden = model.model(input_ids=ids, past_key_values=past).last_hidden_state
+    places = [(i, at) for i, (row, labels) in enumerate(rows) for at in range(len(row) - labels, len(row))]
+    row, at = torch.tensor(places).T
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[row, at - 1]), ids[row, at])

@@ -1,0 +1,62 @@
+"""A real model, fetched as a user's machine would: SmolLM2-135M through H, G and T."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ttsi import benchmarks, estimator, prompts, sources, synthesizer, trainer
+from ttsi.config import PAPER_SAMPLING
+from ttsi.engines.base import Request
+from ttsi.engines.torch import TorchEngine
+from ttsi.types import Example, LoraSettings, Sampling
+
+
+@pytest.fixture(scope="module")
+def engine() -> TorchEngine:
+    try:
+        folder: Path = sources.model_dir("smollm2-135m")
+    except sources.Unavailable as error:
+        pytest.skip(str(error))
+    return TorchEngine(folder, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[benchmarks.Sample]:
+    try:
+        return benchmarks.load("bfcl", 4)
+    except sources.Unavailable as error:
+        pytest.skip(str(error))
+
+
+def test_the_whole_method(engine: TorchEngine, samples: list[benchmarks.Sample]) -> None:
+    before = {k: v.clone() for k, v in engine.model.state_dict().items()}
+    queries = [s.query for s in samples]
+    margins = [estimator.estimate(engine, q).margin for q in queries]
+    assert all(0 <= m <= 1 for m in margins) and len(set(margins)) > 1
+    written = synthesizer.synthesize(engine, queries[:2], lambda s, a: a, PAPER_SAMPLING, retries=1)
+    query = queries[0]
+    # A 135M model may well write nothing of use; T is then shown on an example of our own.
+    examples = written[0].examples or (Example("A plain question", (), 0.0),)
+    base = engine.generate([Request(prompts.act(query), lookup=True)], Sampling(max_tokens=48))[0][0]
+    for mode in ("exact", "activated"):
+        settings = LoraSettings(mode=mode, learning_rate=1e-3)  # type: ignore[arg-type]
+        fitted = trainer.fit(engine, [trainer.job(query.tools, examples, 0)], settings)[0]
+        assert fitted is not None and fitted[1].losses[-1] < fitted[1].losses[0]
+        request = Request(prompts.act(query), adapter=fitted[0], draft=base.tokens)
+        adapted = engine.generate([request], Sampling(max_tokens=48))[0][0]
+        assert adapted.log_probs[0] != base.log_probs[0]
+    assert all(torch.equal(v, before[k]) for k, v in engine.model.state_dict().items())
+
+
+def test_drafts_do_not_change_the_text(engine: TorchEngine, samples: list[benchmarks.Sample]) -> None:
+    requests = [Request(prompts.act(s.query), lookup=True) for s in samples]
+    drafted = engine.generate(requests, Sampling(max_tokens=48))
+    engine.drafts = False
+    try:
+        plain = [engine.generate([r], Sampling(max_tokens=48))[0] for r in requests]
+    finally:
+        engine.drafts = True
+    assert [r[0].text for r in drafted] == [r[0].text for r in plain]

@@ -1,0 +1,234 @@
+"""The notebooks' form, the runner's promises, and every notebook through papermill with profile `smoke`."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from ttsi import notebooks
+from ttsi.notebooks import WrongParameter
+from ttsi.study import Study
+
+ALL = notebooks.notebooks()
+KERNEL = {"name": "nosuch", "display_name": "", "language": "python"}
+each = pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
+
+
+def cells(path, kind):
+    return [c for c in nbformat.read(path, 4).cells if c["cell_type"] == kind]
+
+
+# --- the form -------------------------------------------------------------------------------------------
+
+
+def test_the_promised_notebooks_are_there():
+    assert {"00_data_and_prompts", "01_self_awareness", "02_main_results"} <= {p.stem for p in ALL}
+
+
+@each
+def test_form(path):
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    code = [c["source"] for c in cells(path, "code")]
+    prose = [c["source"] for c in cells(path, "markdown")]
+    assert prose[0].startswith("# ")
+    assert notebook.cells[0]["cell_type"] == "markdown"
+    assert len(notebook.cells) <= 40
+    assert statistics.median(len(c.splitlines()) for c in code) <= 8
+    assert max(len(c.splitlines()) for c in code) <= 10
+    assert sum(len(p.split()) for p in prose) > sum(len(c.split()) for c in code)
+    assert any(p.startswith("## Limits") for p in prose)
+
+
+@each
+def test_parameters_cell(path):
+    (cell,) = [c for c in cells(path, "code") if "parameters" in c["metadata"].get("tags", [])]
+    assert cell["source"].startswith('profile = "cpu"')
+    assert all("#" in line for line in cell["source"].splitlines()), "each parameter says what it is"
+
+
+@each
+def test_no_error_is_committed(path):
+    outputs = [o for c in cells(path, "code") for o in c["outputs"]]
+    assert not [o for o in outputs if o["output_type"] == "error"]
+
+
+# --- parameters -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        ("n=8", {"n": 8}),
+        ("benchmarks=['sealtool'] n=8", {"benchmarks": ["sealtool"], "n": 8}),
+        ("  tau=[0.2, 0.5,0.95]   mode=exact ", {"tau": [0.2, 0.5, 0.95], "mode": "exact"}),
+        ("benchmarks={'bfcl': 4, 'sealtool': None}", {"benchmarks": {"bfcl": 4, "sealtool": None}}),
+        ("name='a b=c' n=None", {"name": "a b=c", "n": None}),
+        ("profile=my/own.yaml", {"profile": "my/own.yaml"}),
+    ],
+)
+def test_read_parameters(text, expected):
+    assert notebooks.read_parameters(text) == expected
+
+
+@pytest.mark.parametrize("text", ["benchmarks=[sealtool]", "n", "n = 8", "tau=[0.2", "n=8 'x'"])
+def test_what_cannot_be_read_is_refused(text):
+    with pytest.raises(WrongParameter):
+        notebooks.read_parameters(text)
+
+
+def test_parameters_are_never_run_as_code(tmp_path):
+    target = tmp_path / "made"
+    text = f"n=open('{target}','w')"
+    assert notebooks.read_parameters(text) == {"n": text[2:]}
+    assert not target.exists()
+
+
+@each
+def test_a_wrong_parameter_names_the_right_ones(path, capsys, monkeypatch):
+    monkeypatch.setenv("TTSI_ARGS", "treshold=0.5")
+    assert notebooks.main(["run", path.stem[:2], "--profile", "smoke"]) == 2
+    message = capsys.readouterr().err
+    assert f"{path.stem} has no parameter treshold" in message
+    for known in ("profile", "benchmarks", "n"):
+        assert f"  {known} = " in message
+
+
+def test_unknown_notebook_and_profile_are_one_line(capsys):
+    assert notebooks.main(["run", "77"]) == 2
+    assert "02_main_results" in capsys.readouterr().err
+    assert notebooks.main(["reproduce", "--profile", "nosuch"]) == 1
+    assert "no profile 'nosuch'" in capsys.readouterr().err
+
+
+# --- running --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A folder of notebooks of the test's own; returns a function that writes one there."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", folder)
+    monkeypatch.setenv("TTSI_RUNS", str(tmp_path / "runs"))
+
+    def put(name, *sources):
+        made = nbformat.v4.new_notebook(metadata={"kernelspec": KERNEL})
+        made.cells = [nbformat.v4.new_code_cell(s) for s in ('profile = "cpu"\nn = 1  # how many', *sources)]
+        made.cells[0]["metadata"]["tags"] = ["parameters"]
+        nbformat.write(made, folder / f"{name}.ipynb")
+
+    return put
+
+
+def test_a_run_uses_this_interpreter_and_the_given_values(shelf, tmp_path):
+    shelf("05_which", "import sys\nprint(sys.executable, profile, n)")
+    assert notebooks.main(["run", "5", "--profile", "smoke", "n=7"]) == 0
+    copy = nbformat.read(tmp_path / "runs" / "smoke" / "05_which.ipynb", 4)
+    printed = [o["text"].strip() for c in copy.cells for o in c["outputs"]]
+    assert printed == [f"{sys.executable} smoke 7"]
+
+
+def test_a_failed_notebook_stops_the_run_and_leaves_nothing(shelf, tmp_path, capsys):
+    shelf("01_good", "print(1)")
+    shelf("02_bad", "print('half')", "1 / 0")
+    shelf("03_after", "print(3)")
+    before = dict(os.environ)
+    assert notebooks.main(["run", "02"]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    with pytest.raises(notebooks.PapermillExecutionError):
+        notebooks.run_all(notebooks.notebooks(), {"profile": "cpu"})
+    left = [p.name for p in (tmp_path / "runs").rglob("*") if p.is_file()]
+    assert left == ["01_good.ipynb"]
+    assert dict(os.environ) == before
+
+
+def test_a_dead_kernel_is_one_line(shelf, tmp_path, capsys):
+    shelf("01_killed", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    assert notebooks.main(["run", "01"]) == 1
+    assert "process died" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_progress_is_shown_and_not_kept(shelf, tmp_path, capfd):
+    shelf("01_bar", "import sys\nfrom tqdm import tqdm\nfor _ in tqdm(range(3), file=sys.stderr): pass")
+    assert notebooks.main(["run", "01"]) == 0
+    assert "3/3" in capfd.readouterr().err
+    copy = nbformat.read(tmp_path / "runs" / "cpu" / "01_bar.ipynb", 4)
+    assert [o for c in copy.cells for o in c["outputs"]] == []
+
+
+# --- the study, end to end ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """Folder of a finished `reproduce --profile smoke`, and what it printed."""
+    folder = tmp_path_factory.mktemp("smoke")
+    return folder, reproduce(folder)
+
+
+def reproduce(folder):
+    environment = os.environ | {"TTSI_RUNS": str(folder / "runs"), "TTSI_FIGURES": str(folder / "figures")}
+    command = [sys.executable, "-m", "ttsi.notebooks", "reproduce", "--profile", "smoke"]
+    root = Path(notebooks.__file__).parent.parent
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def test_every_notebook_runs_with_the_smoke_profile(smoke):
+    folder, printed = smoke
+    copies = sorted((folder / "runs" / "smoke").glob("*.ipynb"))
+    assert [p.name for p in copies] == [p.name for p in ALL]
+    assert printed.startswith("Plan of profile smoke")
+    for copy in copies:
+        outputs = [o for c in cells(copy, "code") for o in c["outputs"]]
+        assert not [o for o in outputs if o["output_type"] == "error"]
+        assert any("image/png" in o.get("data", {}) for o in outputs)
+        assert any("commit" in o.get("data", {}).get("text/markdown", "") for o in outputs), "says which run"
+
+
+def test_the_outputs_have_their_fixed_names(smoke):
+    made = {p.name for p in (smoke[0] / "figures" / "smoke").iterdir()}
+    assert {"table1_main.csv", "table1_main.md"} <= made
+    assert {f"figure4_estimator.{kind}" for kind in ("csv", "pdf", "png")} <= made
+    assert not [name for name in made if name.startswith(".")]
+
+
+def test_table1_of_the_smoke_run_is_computed_and_complete(smoke):
+    table = pd.read_csv(smoke[0] / "figures" / "smoke" / "table1_main.csv")
+    run = table[table["accuracy"].notna()]
+    assert {"base", "tt_si"} <= set(run["arm"])
+    assert (run["computed"] == run["n"] * run["seeds"]).all()
+    assert (run["loaded"] == 0).all()
+    assert (run["errors"] == 0).all()
+    assert run["accuracy"].between(run["low"], run["high"]).all()
+
+
+def test_the_smoke_run_holds_every_kind_of_sample(smoke, monkeypatch):
+    """Else it would pass with half of the method never run."""
+    monkeypatch.setenv("TTSI_RUNS", str(smoke[0] / "runs"))
+    records = Study("smoke").records()
+    base, tt_si = (records[records["arm"] == arm].set_index("sample") for arm in ("base", "tt_si"))
+    assert set(base["correct"]) == {True, False}
+    assert not tt_si["uncertain"].all(), "certain"
+    assert tt_si["synthesis_failed"].any()
+    for _, one_mode in tt_si[tt_si["adapted"]].groupby("mode"):
+        assert (one_mode["reply"] != base.loc[one_mode.index, "reply"]).any(), "adapted, to another answer"
+    assert set(tt_si[tt_si["adapted"]]["mode"]) == {"activated", "exact"}
+
+
+def test_running_again_gives_the_same_tables(smoke):
+    folder, _ = smoke
+    tables = {p.name: p.read_bytes() for p in (folder / "figures" / "smoke").glob("*.csv")}
+    reproduce(folder)
+    assert {p.name: p.read_bytes() for p in (folder / "figures" / "smoke").glob("*.csv")} == tables

@@ -1,0 +1,178 @@
+"""The study end to end with the tiny model: what a run holds, what it never repeats, what it survives."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from ttsi.engines.base import EngineError
+from ttsi.study import Study
+from ttsi.types import Gold, Query, Sample
+
+TIMES = ["seconds_h", "seconds_g", "seconds_t", "seconds_answer"]
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """One finished run of profile smoke, shared by the tests that only read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TTSI_RUNS", str(tmp_path_factory.mktemp("runs")))
+        study = Study("smoke")
+        study.run()
+        return study
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TTSI_RUNS", str(tmp_path))
+    return tmp_path
+
+
+def test_a_smoke_run_holds_every_kind_of_sample(smoke_run: Study) -> None:
+    rows = smoke_run.records()
+    base, adapted = (rows[rows.arm == arm] for arm in ("base", "tt_si"))
+    assert (rows.status == "ok").all() and rows.source.eq("computed").all()
+    assert base.correct.any() and not base.correct.all()
+    assert (~adapted.uncertain).any() and adapted.adapted.any() and adapted.synthesis_failed.any()
+    both = adapted[adapted["mode"] == "activated"].merge(base, on="sample", suffixes=("", "_base"))
+    assert (both.reply != both.reply_base)[both.adapted].any()
+    # Who isn't adapted gets the base answer, to the letter.
+    assert (both.reply == both.reply_base)[~both.adapted].all()
+
+
+def test_records_have_one_row_per_sample_and_arm(smoke_run: Study) -> None:
+    rows = smoke_run.records()
+    n = len(smoke_run.samples("fixture", 0))
+    counts = rows.groupby(["arm", "mode"]).size().to_dict()
+    assert counts == {("base", "none"): n, ("tt_si", "activated"): n, ("tt_si", "exact"): n}
+    assert not rows.duplicated(["benchmark", "sample", "seed", "arm", "mode", "inference"]).any()
+
+
+def test_nothing_is_computed_twice(smoke_run: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = Study(smoke_run.profile)
+    again.store = smoke_run.store
+    monkeypatch.setattr(Study, "engine", property(lambda _: pytest.fail("the model was loaded")))
+    again.run()
+    # A stricter threshold selects among what is there: whoever is uncertain at 0.3 was at 0.95.
+    lower = Study(smoke_run.profile.model_copy(update={"tau": 0.3}))
+    lower.store = smoke_run.store
+    lower.run()
+    few, many = (int(s.records(["tt_si"]).adapted.sum()) for s in (lower, again))
+    assert few < many
+
+
+def comparable(study: Study) -> pd.DataFrame:
+    return study.records().drop(columns=TIMES)
+
+
+def test_gold_reaches_neither_h_nor_g_nor_t(smoke_run: Study, runs: Path, monkeypatch: Any) -> None:
+    assert "gold" not in {f.name for f in dataclasses.fields(Query)}
+    poisoned = Study("smoke", n=8)
+    poison = (Gold("poison", {"poison": ("poison",)}),)
+    real = Study.samples
+
+    def samples(self: Study, benchmark: str, seed: int) -> list[Sample]:
+        return [dataclasses.replace(s, gold=poison, flags=frozenset()) for s in real(self, benchmark, seed)]
+
+    monkeypatch.setattr(Study, "samples", samples)
+    poisoned.run()
+    columns = ["sample", "arm", "mode", "margin", "adapted", "synthesis_failed", "copy_ratio", "reply"]
+    got = poisoned.records()
+    assert not got.correct.any()
+    monkeypatch.undo()
+    wanted = smoke_run.records()
+    wanted = wanted[wanted["sample"].isin(got["sample"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(got[columns], wanted[columns])
+
+
+def test_a_failure_of_the_machine_is_no_wrong_answer(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study("smoke", n=4, mode="activated")
+    victim = study.samples("fixture", 0)[1]
+    real = study.engine.generate
+
+    def generate(requests: Any, sampling: Any) -> Any:
+        if any(r.prompt.messages == victim.messages for r in requests):
+            raise EngineError("out of memory: pretended")
+        return real(requests, sampling)
+
+    monkeypatch.setattr(study.engine, "generate", generate)
+    study.run(["base"])
+    rows = study.records(["base"]).set_index("sample")
+    assert rows.status.to_dict() == {s.id: "error" if s is victim else "ok" for s in study.samples("fixture", 0)}
+    assert rows.correct[victim.id] is None and "pretended" in rows.error[victim.id]
+    monkeypatch.undo()
+    study.run(["base"])
+    assert (study.records(["base"]).status == "ok").all()
+
+
+def test_batches_change_neither_text_nor_verdict(smoke_run: Study, runs: Path) -> None:
+    alone = Study("smoke", n=8, batch=1, mode="activated")
+    alone.run()
+    columns = ["sample", "arm", "reply", "correct", "adapted"]
+    got = alone.records()
+    wanted = smoke_run.records()
+    wanted = wanted[wanted["sample"].isin(got["sample"]) & (wanted["mode"] != "exact")].reset_index(drop=True)
+    pd.testing.assert_frame_equal(got[columns], wanted[columns])
+    assert got.margin.dropna().to_numpy() == pytest.approx(wanted.margin.dropna().to_numpy(), abs=1e-3)
+
+
+def test_killed_at_any_moment_a_run_resumes_to_the_same_records(
+    smoke_run: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TTSI_RUNS", str(tmp_path))
+    rng = random.Random(0)
+    program = "from ttsi.study import Study; Study('smoke').run()"
+    kills = 0
+    for _ in range(4):
+        store = tmp_path / "smoke" / "store.sqlite"
+        process = subprocess.Popen([sys.executable, "-c", program], env=os.environ, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not store.exists():
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0.5, 6))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 1
+    resumed = Study("smoke")
+    resumed.run()
+    pd.testing.assert_frame_equal(comparable(resumed), comparable(smoke_run))
+
+
+def test_a_benchmark_that_is_missing_is_named_and_the_study_goes_on(
+    smoke_run: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ttsi import benchmarks, sources
+
+    real = benchmarks.load
+
+    def load(name: str, *args: Any, **kwargs: Any) -> list[Sample]:
+        if name == "sealtool":
+            raise sources.Unavailable("sealtool can't be had: put sealtool.json into TTSI_DATA")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(benchmarks, "load", load)
+    study = Study(smoke_run.profile.model_copy(update={"benchmarks": {"sealtool": 4, "fixture": 24}}))
+    study.store = smoke_run.store
+    assert "TTSI_DATA" in study.plan()
+    study.run()
+    assert set(study.records().benchmark) == {"fixture"} and set(study.missing) == {"sealtool"}
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="there are"):
+        Study("no-such-profile")
+    with pytest.raises(ValueError, match="tauu"):
+        Study("smoke", tauu=1)
+    with pytest.raises(ValueError, match="there are"):
+        Study("smoke", n=1).run(["no-such-arm"])
