@@ -222,9 +222,9 @@ def test_the_smoke_run_holds_every_kind_of_sample(smoke, monkeypatch):
     assert set(base["correct"]) == {True, False}
     assert not tt_si["uncertain"].all(), "certain"
     assert tt_si["synthesis_failed"].any()
-    for _, one_mode in tt_si[tt_si["adapted"]].groupby("mode"):
-        assert (one_mode["reply"] != base.loc[one_mode.index, "reply"]).any(), "adapted, to another answer"
-    assert set(tt_si[tt_si["adapted"]]["mode"]) == {"activated", "exact"}
+    adapted = tt_si[tt_si["adapted"]]
+    assert set(adapted["mode"]) == {"activated", "exact"}
+    assert (adapted["reply"] != base.loc[adapted.index, "reply"].to_numpy()).any(), "to another answer"
 
 
 def test_running_again_gives_the_same_tables(smoke):

@@ -59,6 +59,8 @@ def test_two_stores_on_one_file_do_not_hurt_each_other(tmp_path: Path) -> None:
     for i in range(20):
         put(one, Row(f"b-{i}", "ok", "1", 0, 1))
         put(two, Row(f"b-{i}", "ok", "2", 0, 1))
-    assert {r.value for r in one.get("answer", SETTINGS, "b", 0, [f"b-{i}" for i in range(20)]).values()} == {"1"}
+    assert {r.value for r in one.get("answer", SETTINGS, "b", 0, [f"b-{i}" for i in range(20)]).values()} == {
+        "1"
+    }
     with sqlite3.connect(tmp_path / "s.sqlite") as db:
         assert db.execute("SELECT count(*) FROM result").fetchone() == (20,)

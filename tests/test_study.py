@@ -108,7 +108,9 @@ def test_a_failure_of_the_machine_is_no_wrong_answer(runs: Path, monkeypatch: py
     monkeypatch.setattr(study.engine, "generate", generate)
     study.run(["base"])
     rows = study.records(["base"]).set_index("sample")
-    assert rows.status.to_dict() == {s.id: "error" if s is victim else "ok" for s in study.samples("fixture", 0)}
+    assert rows.status.to_dict() == {
+        s.id: "error" if s is victim else "ok" for s in study.samples("fixture", 0)
+    }
     assert rows.correct[victim.id] is None and "pretended" in rows.error[victim.id]
     monkeypatch.undo()
     study.run(["base"])

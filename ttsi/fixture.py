@@ -164,8 +164,14 @@ def records(split: Split) -> list[Record]:
     The test split ends with a record that has one tool, a conversation, and one with two gold calls.
     """
     special = _special()
-    test = _distinct("test", 37, {str(r["query"]) for r in special}) + special
-    return test if split == "test" else _distinct("train", 200, {str(r["query"]) for r in test})
+    test = _distinct("test", 37, set(map(question, special))) + special
+    return test if split == "test" else _distinct("train", 200, set(map(question, test)))
+
+
+def question(record: Record) -> str:
+    """What a record's last user turn asks."""
+    query = record["query"]
+    return query if isinstance(query, str) else str(query[-1]["content"])
 
 
 def _distinct(split: Split, count: int, taken: set[str]) -> list[Record]:

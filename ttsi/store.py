@@ -37,7 +37,7 @@ class StoreError(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """One stage result (JSON). `seconds`: this sample's share of its batch; `batch`: rows computed at once."""
+    """One stage result (JSON). `seconds`: this sample's share of its batch of `batch` rows."""
 
     sample: str
     status: Status

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 from pydantic import TypeAdapter
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ttsi import __version__, arms, benchmarks, estimator, prompts, sources, synthesizer
 from ttsi.arms import ADAPTING, ARMS, Adapted, Done, Mode, Outcome, Setting
@@ -38,6 +38,7 @@ from ttsi.types import (
     Scored,
     Synthesis,
     Uncertainty,
+    Verdict,
 )
 
 if TYPE_CHECKING:
@@ -129,6 +130,20 @@ class Study:
                 for arm, mode, inference in self._selections(arms, benchmark):
                     self._outcomes(arm, mode, inference, benchmark, seed, compute=True)
 
+    def score(self, benchmarks: Sequence[str] | None = None) -> None:
+        """Computes the base answers and H's scores that are missing, and nothing else."""
+        for benchmark in benchmarks or self.profile.benchmarks:
+            for seed in self.profile.seeds:
+                self._outcomes("base", None, "direct", benchmark, seed, compute=True)
+                queries = [s.query for s in self.samples(benchmark, seed)]
+                stages = StoredStages(self, benchmark, seed, "direct", compute=True)
+                groups = [
+                    queries[i : i + self.profile.batch] for i in range(0, len(queries), self.profile.batch)
+                ]
+                known = stages.stored_scores(queries)
+                for group in tqdm(groups, desc=f"{benchmark} scores", unit="batch", disable=known):
+                    stages.score(group)
+
     def _selections(self, names: Sequence[str] | None, benchmark: str) -> list[tuple[str, Mode | None, str]]:
         chosen: list[tuple[str, Mode | None, str]] = []
         for arm in names or self.profile.arms:
@@ -202,7 +217,7 @@ class Study:
         }
         if not outcome.error:
             reply = outcome.replies[0] if inference == "direct" else arms.majority(outcome.replies)
-            verdict = judge(reply.text, sample, rule=p.judge, accept=p.accept, strict_types=p.strict_types)
+            verdict = self._judge(reply.text, sample)
             row |= {
                 "correct": verdict.correct,
                 "code": verdict.code,
@@ -211,6 +226,10 @@ class Study:
             }
             row["tokens_answer"] = sum(len(r.tokens) for r in outcome.replies)
         return row
+
+    def _judge(self, reply: str, sample: Sample) -> Verdict:
+        p = self.profile
+        return judge(reply, sample, rule=p.judge, accept=p.accept, strict_types=p.strict_types)
 
     def scores(self) -> pd.DataFrame:
         """One row per benchmark, sample and seed: H's margin beside whether the base answer is right."""
@@ -223,7 +242,7 @@ class Study:
                     a = stages.answer([sample.query])[sample.id]
                     if u.value is None or a.value is None:
                         continue
-                    verdict = judge(a.value[0].text, sample, rule=self.profile.judge)
+                    verdict = self._judge(a.value[0].text, sample)
                     rows.append(
                         {
                             "benchmark": benchmark,
@@ -332,6 +351,11 @@ class StoredStages:
         probe = StoredStages(self.study, self.benchmark, self.seed, self.inference, compute=False)
         arm(probe, queries, setting)
         return not probe._missed
+
+    def stored_scores(self, queries: Sequence[Query]) -> bool:
+        """Whether H's scores of these queries are all stored."""
+        probe = StoredStages(self.study, self.benchmark, self.seed, self.inference, compute=False)
+        return all(d.value for d in probe.score(queries).values())
 
     # --- the four stages --------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ some tools and torn between others, and writes examples of which some can't be r
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import json
 import random
 import shutil
 from collections import defaultdict
@@ -19,10 +21,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ttsi import fixture, prompts
-from ttsi.benchmarks import fingerprint, to_sample
+from ttsi import benchmarks, calls, fixture, prompts
+from ttsi.benchmarks import to_sample
 from ttsi.calls import format_calls, gold_calls
-from ttsi.downloads import digest, lock
+from ttsi.downloads import Pin, digest, lock, problem, say
 from ttsi.engines.base import Prompt
 from ttsi.engines.chat import Chat
 from ttsi.sources import cache_dir
@@ -38,7 +40,7 @@ _CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _WORDS = r'\n| ?[a-z_]+|[A-Z][a-z]*|\d+|[^\w\s]+(?: ["\[{][^\w\s]*)*|\s'
 _TORN_OFF = {"set_timer", "set_alarm"}  # examples of these are taught without their answer: G fails there
 _SAMPLES = 900
-_STEPS = 380
+_STEPS = 320
 _BATCH = 16
 _STUB = 8  # tokens of the system turn that the first lessons keep
 _LEARNING_RATE = 5e-3
@@ -64,7 +66,7 @@ def tokenizer(texts: Sequence[str], vocabulary: int = 1024) -> PreTrainedTokeniz
         show_progress=False,
     )
     core.train_from_iterator([*texts, "system user assistant tool"], trainer)
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=core,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -75,9 +77,9 @@ def tokenizer(texts: Sequence[str], vocabulary: int = 1024) -> PreTrainedTokeniz
 
 
 def lessons(seed: int) -> tuple[list[Lesson], list[Lesson]]:
-    """What is taught: answers to requests, and to every third of them an example like it. No test question."""
+    """What is taught: answers to requests, and to every third one an example like it; no test question."""
     rng = random.Random(f"ttsi tiny {seed}")
-    taken = {str(r["query"]) for r in fixture.records("test")}
+    taken = set(map(fixture.question, fixture.records("test")))
     drawn = [fixture.draw(rng) for _ in range(_SAMPLES)]
     # Three run seeds, so that the tools stand in several orders.
     samples = [to_sample(r, "fixture", i, seed=i % 3) for i, r in enumerate(drawn) if r["query"] not in taken]
@@ -85,7 +87,9 @@ def lessons(seed: int) -> tuple[list[Lesson], list[Lesson]]:
     for sample in samples:
         alike[sample.gold[0].name].append(sample)
     answers = [(prompts.act(s.query), format_calls(gold_calls(s))) for s in samples]
-    examples = [(prompts.synthesis(s.query), _example(rng.choice(alike[s.gold[0].name]))) for s in samples[::3]]
+    examples = [
+        (prompts.synthesis(s.query), _example(rng.choice(alike[s.gold[0].name]))) for s in samples[::3]
+    ]
     return answers, examples
 
 
@@ -97,24 +101,46 @@ def _example(sample: Sample) -> str:
 
 
 def source_hash() -> str:
-    """What the fitted model is made from: this file, its lessons and the prompts. Changing one fits anew."""
-    return hashlib.sha256(
-        "".join([digest(Path(__file__)), fingerprint("fixture_train"), prompts.version()]).encode()
-    ).hexdigest()
+    """What the fitted model is made from: this file, its lessons, the prompts and the libraries that fit it.
+
+    Changing one fits anew.
+    """
+    versions = [importlib.metadata.version(p) for p in ("torch", "transformers", "tokenizers")]
+    lessons_of = [digest(Path(str(module.__file__))) for module in (fixture, benchmarks, calls)]
+    parts = [digest(Path(__file__)), *lessons_of, prompts.version(), *versions]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def model_dir() -> Path:
-    """The fitted model's folder in the cache; fits it first if need be, once for all processes."""
+    """The fitted model's folder in the cache; fits it first if need be, once for all processes.
+
+    A folder that isn't what was written there (damaged, incomplete) is removed and fitted again.
+    """
     folder = cache_dir() / "models" / f"tiny-{source_hash()[:16]}"
-    if not folder.exists():
+    if _damage(folder):
         with lock(cache_dir() / "locks" / folder.name):
-            if not folder.exists():
+            if damage := _damage(folder):
+                if folder.exists():
+                    say(f"{damage}: removed, fitted again")
+                    shutil.rmtree(folder)
                 new = folder.with_name(f".{folder.name}.new")
                 shutil.rmtree(new, ignore_errors=True)
                 new.mkdir(parents=True)
                 build(new)
+                hashes = {path.name: digest(path) for path in new.iterdir()}
+                (new / "manifest.json").write_text(json.dumps(hashes, indent=2))
                 new.rename(folder)
     return folder
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a fitted model's folder; None = every file is as its manifest says."""
+    try:
+        hashes: dict[str, str] = json.loads((folder / "manifest.json").read_text())
+        wrong = (problem(folder / name, Pin(name, sha256=sha256)) for name, sha256 in hashes.items())
+        return next(filter(None, wrong), None)
+    except (OSError, ValueError, AttributeError):
+        return f"{folder} is incomplete"
 
 
 def build(folder: Path, seed: int = 0) -> None:
@@ -135,8 +161,8 @@ def build(folder: Path, seed: int = 0) -> None:
 
 def _build(folder: Path, seed: int) -> None:
     answers, examples = lessons(seed)
-    texts = [text for p, r in [*answers[:200], *examples[:100]] for text in (p.system, p.messages[0].content, r)]
-    fast = tokenizer(texts)
+    some = [*answers[:200], *examples[:100]]
+    fast = tokenizer([text for p, reply in some for text in (p.system, p.messages[0].content, reply)])
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(fast),
@@ -160,7 +186,8 @@ def _build(folder: Path, seed: int) -> None:
     model.save_pretrained(folder)
 
 
-_Row = tuple[tuple[int, ...], tuple[int, ...], int]
+_Ids = tuple[int, ...]
+_Row = tuple[_Ids, _Ids, int]
 """Token ids of a system turn, those behind it, and how many of them at the end are labels."""
 
 
@@ -192,13 +219,13 @@ def _fit(model: LlamaForCausalLM, answers: list[_Row], examples: list[_Row], rng
             rows = rng.choices(taught, k=size)
             loss = _loss(model, (), [((*prefix[-_STUB:], *tail), labels) for prefix, tail, labels in rows])
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         cycle.step()
 
 
-def _loss(model: LlamaForCausalLM, prefix: tuple[int, ...], rows: Sequence[tuple[tuple[int, ...], int]]) -> Tensor:
+def _loss(model: LlamaForCausalLM, prefix: _Ids, rows: Sequence[tuple[_Ids, int]]) -> Tensor:
     """Mean loss (nats) on the last tokens of each row behind a common prefix, which gets no gradient."""
     past = DynamicCache()
     if prefix:

@@ -169,11 +169,15 @@ class TorchEngine:
         return torch.tensor([[*r, *[0] * (width - len(r))] for r in rows], device=self.device)
 
     def _step(self, cache: RowCache, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
-        """Feeds each row's tokens behind its `start`; padding lands in slots that are overwritten later."""
+        """Feeds each row's tokens behind its `start`; padding lands in slots that are overwritten later.
+
+        Or, where a row has few slots left, in the last one, which no reply ever reaches.
+        """
         ids = self._tensor(rows)
         steps = torch.arange(ids.shape[1], device=self.device)
-        cache.slots = torch.tensor(starts, device=self.device)[:, None] + steps
-        cache.visible = int(cache.slots.max()) + 1
+        slots = torch.tensor(starts, device=self.device)[:, None] + steps
+        cache.slots = slots.clamp(max=cache.keys[0].shape[1] - 1)
+        cache.visible = max(start + len(row) for start, row in zip(starts, rows, strict=True))
         seen = torch.arange(cache.visible, device=self.device)
         mask = (seen[None, None] <= cache.slots[..., None])[:, None]
         whole = len(rows) == 1 and starts[0] == 0
@@ -251,6 +255,8 @@ class TorchEngine:
 
         Raises TooLong if a prompt and its reply exceed the context window, EngineError if the machine fails.
         """
+        if not requests:
+            return []
         with self._outside_failures():
             cache, rows, logits, bank = self._prefill(requests, sampling)
             done = self._decode(cache, rows, logits, bank, sampling)

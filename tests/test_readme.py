@@ -1,0 +1,31 @@
+"""The README's own code runs as it stands, but for a smaller model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ttsi import sources
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def test_the_example_on_own_tools_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    code = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[0]
+    assert code.count("qwen2.5-coder-0.5b") == 1
+    try:
+        sources.model_dir("smollm2-135m")
+    except sources.Unavailable as error:
+        pytest.skip(str(error))
+    names: dict[str, object] = {}
+    # Whatever the margin, the whole path is walked.
+    exec(code.replace("qwen2.5-coder-0.5b", "smollm2-135m").replace("< 0.95", "<= 1"), names)
+    assert capsys.readouterr().out.strip()
+    assert names["written"] is not None
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text()):
+        assert (README.parent / target).exists(), target
