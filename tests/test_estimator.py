@@ -32,7 +32,7 @@ def test_margin_by_hand() -> None:
 
 @pytest.mark.parametrize("bad", [[], [math.nan, -1.0], [-math.inf], [math.inf, -1.0]])
 def test_margin_refuses_what_is_no_score(bad: list[float]) -> None:
-    with pytest.raises(ValueError, match="scored|non-finite"):
+    with pytest.raises(ValueError, match=r"scored|non-finite"):
         margin(bad)
 
 
