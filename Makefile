@@ -15,7 +15,7 @@ export TTSI_ARGS = $(ARGS)
 .PHONY: help setup reproduce plan notebook lab fetch test lint clean
 
 help: ## this list
-	@echo "make TARGET [PROFILE=cpu|cpu-full|paper|smoke]"
+	@echo "make TARGET [PROFILE=cpu|cpu-full|smoke]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: .venv/.complete ## .venv with the pinned packages

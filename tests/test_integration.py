@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +51,38 @@ def test_the_whole_method(engine: TorchEngine, samples: list[benchmarks.Sample])
         adapted = engine.generate([request], Sampling(max_tokens=48))[0][0]
         assert adapted.log_probs[0] != base.log_probs[0]
     assert all(torch.equal(v, before[k]) for k, v in engine.model.state_dict().items())
+
+
+def closing_tokens(engine: TorchEngine) -> list[float]:
+    """Log-probability (nats) of the top candidate's last scored token, on 20 BFCL samples."""
+    queries = [s.query for s in benchmarks.load("bfcl", 60) if 2 <= len(s.tools) <= 6][:20]
+    out = []
+    for query in queries:
+        scored = estimator.score(engine, [query])[0]
+        log_probs = estimator.uncertainty(scored, query.tools).log_probs
+        best = max(range(len(scored)), key=log_probs.__getitem__)
+        quote = len(json.dumps(query.tools[best].name)) - 1
+        last = next(i for i, end in enumerate(scored[best].ends) if end >= quote)
+        out.append(scored[best].log_probs[last])
+    assert len(out) == 20
+    return out
+
+
+def test_the_last_scored_token_is_one_the_model_writes(engine: TorchEngine, samples: Any) -> None:
+    # A bare quote behind the name would stand near -9; what is scored must not be noise.
+    tokens = closing_tokens(engine)
+    assert sum(t > -1 for t in tokens) >= 16
+    assert min(tokens) > -4
+
+
+def test_the_same_for_the_default_model_where_it_is_cached(samples: Any) -> None:
+    folder = sources.cache_dir() / "models" / "qwen2.5-coder-0.5b"
+    if not folder.exists():
+        pytest.skip(
+            "the 0.5 GB default model is not in the cache; `make reproduce` or `make fetch` brings it"
+        )
+    tokens = closing_tokens(TorchEngine(sources.model_dir("qwen2.5-coder-0.5b"), dtype="float32"))
+    assert min(tokens) > -1
 
 
 def test_drafts_do_not_change_the_text(engine: TorchEngine, samples: list[benchmarks.Sample]) -> None:

@@ -71,6 +71,14 @@ def test_nothing_is_computed_twice(smoke_run: Study, monkeypatch: pytest.MonkeyP
     assert few < many
 
 
+def test_what_was_not_run_is_no_failure(runs: Path) -> None:
+    study = Study("smoke", n=4)
+    study.run(["base"])
+    rows = study.records()
+    assert set(rows.arm) == {"base"}
+    assert (rows.status == "ok").all()
+
+
 def comparable(study: Study) -> pd.DataFrame:
     return study.records().drop(columns=TIMES)
 
@@ -164,7 +172,7 @@ def test_a_benchmark_that_is_missing_is_named_and_the_study_goes_on(
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(benchmarks, "load", load)
-    study = Study(smoke_run.profile.model_copy(update={"benchmarks": {"sealtool": 4, "fixture": 24}}))
+    study = Study(smoke_run.profile.model_copy(update={"benchmarks": {"sealtool": 4, "fixture": None}}))
     study.store = smoke_run.store
     assert "TTSI_DATA" in study.plan()
     study.run()

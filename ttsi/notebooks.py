@@ -195,7 +195,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given = read_parameters(os.environ.get(ARGS, "")) | read_parameters(" ".join(rest))
             run_all([find(asked.number)], {"profile": asked.profile} | given)
         else:
-            print(Study(load_profile(asked.profile)).plan(), flush=True)
+            study = Study(load_profile(asked.profile))
+            print(study.plan(), flush=True)
+            study.fetch()
             run_all(notebooks(), {"profile": asked.profile})
     except PapermillExecutionError as error:
         plain = _ANSI.sub("", "\n".join(error.traceback))

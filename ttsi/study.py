@@ -84,6 +84,17 @@ class Study:
                 self._samples[key] = []
         return self._samples[key]
 
+    def fetch(self) -> None:
+        """Brings what the run needs onto this machine.
+
+        Raises Unavailable, naming every missing thing with the ways to get it, if the model or all
+        benchmarks are missing; a run goes on without some of the benchmarks.
+        """
+        model = {} if self.profile.model == "tiny" else sources.fetch([self.profile.model])
+        left = [b for b in self.profile.benchmarks for seed in self.profile.seeds if self.samples(b, seed)]
+        if model or not left:
+            raise sources.Unavailable("\n".join([*model.values(), *self.missing.values()]))
+
     @cached_property
     def engine(self) -> TorchEngine:
         """The model, loaded on first use."""
@@ -181,7 +192,7 @@ class Study:
                 samples = {s.id: s for s in self.samples(benchmark, seed)}
                 for arm, mode, inference in self._selections(arms, benchmark):
                     for outcome in self._outcomes(arm, mode, inference, benchmark, seed, compute=False):
-                        if outcome.replies or outcome.error not in ("", _NOT_RUN):
+                        if outcome.error != _NOT_RUN:
                             row = self._record(samples[outcome.id], outcome, inference)
                             rows.append({"seed": seed, "arm": arm, "mode": mode or "none", **row})
         return pd.DataFrame(rows, columns=None if rows else _COLUMNS)
