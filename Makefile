@@ -4,6 +4,8 @@ PYTHON ?= python3
 PY := .venv/bin/python
 # Models and data stay inside the project unless told otherwise: remove the folder and all is gone.
 export TTSI_CACHE ?= $(CURDIR)/.cache
+export TTSI_RUNS ?= $(CURDIR)/runs
+export TTSI_FIGURES ?= $(CURDIR)/figures
 export PYTHON
 # Threads that wait without spinning: no slower alone, and several times faster where cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE

@@ -65,6 +65,7 @@ class Outcome:
     synthesis: Synthesis | None = None
     fit: Fit | None = None
     source: str = "computed"
+    tokens_h: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -84,12 +85,12 @@ def base(stages: Stages, queries: Sequence[Query], setting: Setting) -> list[Out
 
 def tt_si(stages: Stages, queries: Sequence[Query], setting: Setting) -> list[Outcome]:
     """Algorithm 1: adapt to the questions the model is unsure about, answer the rest as it is."""
+    answers = stages.answer(queries)
     certainty = stages.score(queries)  # H
     uncertain = [q for q in queries if (u := certainty[q.id].value) and u.margin < setting.tau]
     written = stages.synthesize(uncertain)  # G
     examples = {i: d.value for i, d in written.items() if d.value and not d.value.failed}
     adapted = stages.adapt([q for q in uncertain if q.id in examples], examples, setting.mode)  # T
-    answers = stages.answer(queries)
 
     return [
         _adapted(q, answers[q.id], certainty[q.id], written.get(q.id), adapted.get(q.id)) for q in queries
@@ -140,6 +141,7 @@ def _adapted(
         done.replies if done and replaced else answer.value or (),
         error=next((d.error for d in used if d.error), ""),
         margin=certainty.value.margin if certainty.value else None,
+        tokens_h=certainty.value.tokens if certainty.value else 0,
         uncertain=written is not None,
         adapted=replaced,
         diverged=done is not None and not replaced,

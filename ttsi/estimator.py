@@ -87,7 +87,7 @@ def uncertainty(
     log_probs = tuple(
         candidate_log_prob(s, t.name, form, normalise) for s, t in zip(scored, tools, strict=True)
     )
-    return Uncertainty(margin(log_probs), log_probs)
+    return Uncertainty(margin(log_probs), log_probs, sum(len(s.log_probs) for s in scored))
 
 
 def estimate(engine: Engine, query: Query, form: Candidate = "name", normalise: bool = False) -> Uncertainty:

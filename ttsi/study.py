@@ -147,6 +147,8 @@ class Study:
             for seed in self.profile.seeds:
                 self._outcomes("base", None, "direct", benchmark, seed, compute=True)
                 queries = [s.query for s in self.samples(benchmark, seed)]
+                if not queries:
+                    continue
                 stages = StoredStages(self, benchmark, seed, "direct", compute=True)
                 groups = [
                     queries[i : i + self.profile.batch] for i in range(0, len(queries), self.profile.batch)
@@ -223,6 +225,8 @@ class Study:
             "form": "",
             "reply": "",
             "tokens_answer": 0,
+            "tokens_h": outcome.tokens_h,
+            "tokens_t": outcome.fit.tokens if outcome.fit else 0,
             **{f"seconds_{k}": outcome.seconds.get(k, 0.0) for k in ("h", "g", "t", "answer")},
             **_example_columns(outcome.synthesis if outcome.uncertain else None),
         }
@@ -247,13 +251,16 @@ class Study:
         rows = []
         for benchmark in self.profile.benchmarks:
             for seed in self.profile.seeds:
+                samples = self.samples(benchmark, seed)
+                if not samples:
+                    continue
                 stages = StoredStages(self, benchmark, seed, "direct", compute=False)
-                for sample in self.samples(benchmark, seed):
-                    u = stages.score([sample.query])[sample.id]
-                    a = stages.answer([sample.query])[sample.id]
-                    if u.value is None or a.value is None:
+                scored = stages.score([s.query for s in samples])
+                answers = stages.answer([s.query for s in samples])
+                for sample in samples:
+                    u, a = scored[sample.id].value, answers[sample.id].value
+                    if u is None or a is None:
                         continue
-                    verdict = self._judge(a.value[0].text, sample)
                     rows.append(
                         {
                             "benchmark": benchmark,
@@ -261,17 +268,19 @@ class Study:
                             "cluster": sample.cluster,
                             "seed": seed,
                             "n_tools": len(sample.tools),
-                            "margin": u.value.margin,
-                            "log_probs": list(u.value.log_probs),
-                            "base_correct": verdict.correct,
+                            "margin": u.margin,
+                            "log_probs": list(u.log_probs),
+                            "base_correct": self._judge(a[0].text, sample).correct,
                         }
                     )
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows, columns=None if rows else _SCORE_COLUMNS)
 
     def examples(self, benchmark: str, seed: int = 0) -> dict[str, Synthesis]:
         """The synthetic examples stored for a benchmark, by sample id."""
-        stages = StoredStages(self, benchmark, seed, "direct", compute=False)
-        done = stages.synthesize([s.query for s in self.samples(benchmark, seed)])
+        queries = [s.query for s in self.samples(benchmark, seed)]
+        if not queries:
+            return {}
+        done = StoredStages(self, benchmark, seed, "direct", compute=False).synthesize(queries)
         return {i: d.value for i, d in done.items() if d.value is not None}
 
     # --- planning ---------------------------------------------------------------------------------------
@@ -339,6 +348,7 @@ _COLUMNS = [
     "status",
     "source",
 ]
+_SCORE_COLUMNS = ["benchmark", "sample", "cluster", "seed", "n_tools", "margin", "log_probs", "base_correct"]
 _REPLIES = TypeAdapter(tuple[Generation, ...])
 _SCORED = TypeAdapter(tuple[Scored, ...])
 _SYNTHESIS = TypeAdapter(Synthesis)
@@ -486,11 +496,12 @@ class StoredStages:
     ) -> dict[str, Done[T]]:
         store, key = self.study.store, (stage, settings, self.benchmark, self.seed)
         rows = store.get(*key, [q.id for q in queries])
-        open_queries = [
-            q for q in queries if q.id not in rows or (rows[q.id].status == "error" and self.compute)
-        ]
+        open_queries = [q for q in queries if q.id not in rows or (self.compute and _passing(rows[q.id]))]
         if open_queries and self.compute:
-            store.put(*key, _computed(open_queries, compute, kind))
+            # A group that was cut is computed whole: in bfloat16 the shape of a batch can turn a near-tie.
+            # The store keeps the rows it has. G and T come in groups that the threshold forms anyway.
+            batch = queries if stage in ("answer", "score") else open_queries
+            store.put(*key, _computed(batch, compute, kind))
             rows = store.get(*key, [q.id for q in queries])
         self._missed |= bool(open_queries)
         out: dict[str, Done[T]] = {}
@@ -551,6 +562,11 @@ def _computed(
         Row(q.id, "ok", kind.dump_json(v).decode(), seconds, len(queries))
         for q, v in zip(queries, values, strict=True)
     ]
+
+
+def _passing(row: Row) -> bool:
+    """Whether a row is a failure that may pass: tried again by the next run. What is too long stays so."""
+    return row.status == "error" and not row.value.startswith("TooLong")
 
 
 def _join(parts: Sequence[Done[Synthesis]]) -> Done[Synthesis]:

@@ -121,7 +121,9 @@ def fit(
         for start in range(0, len(members), size):
             part = members[start : start + size]
             try:
-                out.update(zip(part, train(engine, [jobs[i] for i in part], settings), strict=True))
+                with engine.outside_failures():
+                    trained = train(engine, [jobs[i] for i in part], settings)
+                out.update(zip(part, trained, strict=True))
             except Diverged:
                 # Alone, only the culprit diverges; the others train to the same weights as side by side.
                 out.update({i: _alone(engine, jobs[i], settings) for i in part})

@@ -171,10 +171,14 @@ class Scored:
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """H's result. `margin` in [0, 1], higher = more certain; `log_probs` in nats, one per tool."""
+    """H's result. `margin` in [0, 1], higher = more certain; `log_probs` in nats, one per tool.
+
+    `tokens`: candidate tokens that were scored.
+    """
 
     margin: float
     log_probs: tuple[float, ...]
+    tokens: int = 0
 
 
 @dataclass(frozen=True)

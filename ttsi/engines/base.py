@@ -1,7 +1,4 @@
-"""What the method asks of a language model, and nothing more.
-
-Three implementations stand beside this file: `torch` (the reference), `vllm` and `openai`.
-"""
+"""What the method asks of a language model, and nothing more. `torch`, beside this file, is the reference."""
 
 from __future__ import annotations
 

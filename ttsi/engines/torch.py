@@ -83,7 +83,7 @@ class TorchEngine:
 
     folder: a model folder (config, tokenizer, safetensors).
     dtype: "auto", "float32" or "bfloat16"; adapters and their optimisers are float32 always.
-    prefix_limit: bytes of prefix key-values to keep.
+    prefix_limit: bytes of prefix key-values to keep; by default 4 GiB on a GPU and 0.5 GiB on a CPU.
     drafts: whether drafted decoding is on; it changes the speed, not the text (float32).
     """
 
@@ -94,7 +94,7 @@ class TorchEngine:
         name: str | None = None,
         dtype: str = "auto",
         device: str | None = None,
-        prefix_limit: int = 2 << 30,
+        prefix_limit: int | None = None,
         drafts: bool = True,
         threads: int | None = None,
     ) -> None:
@@ -117,7 +117,7 @@ class TorchEngine:
         self.head_weight: Tensor = self.model.get_output_embeddings().weight
         self.lora = LoraLayers(self.decoder)
         self.context: int = self.model.config.max_position_embeddings
-        self.prefixes = PrefixCache(prefix_limit)
+        self.prefixes = PrefixCache(prefix_limit or (4 << 30 if self.device.type == "cuda" else 512 << 20))
         self.drafts = drafts
         self.counters = Counters()
         self._mask4d = torch.zeros(1, 1, 1, 1, device=self.device)
@@ -203,7 +203,7 @@ class TorchEngine:
 
         All continuations stand side by side behind the cached prefix; each sees the prompt and itself.
         """
-        with self._outside_failures():
+        with self.outside_failures():
             return [self._score(p, opening, c) for p, c in zip(prompts, continuations, strict=True)]
 
     def _score(self, prompt: Prompt, opening: str, continuations: Sequence[str]) -> list[Scored]:
@@ -257,7 +257,7 @@ class TorchEngine:
         """
         if not requests:
             return []
-        with self._outside_failures():
+        with self.outside_failures():
             cache, rows, logits, bank = self._prefill(requests, sampling)
             done = self._decode(cache, rows, logits, bank, sampling)
         replies: list[list[Generation]] = [[] for _ in requests]
@@ -422,7 +422,8 @@ class TorchEngine:
         return np.stack(out)
 
     @contextmanager
-    def _outside_failures(self) -> Iterator[None]:
+    def outside_failures(self) -> Iterator[None]:
+        """Within the block, running out of memory is an EngineError: the machine's failure, not an answer."""
         try:
             yield
         except (torch.OutOfMemoryError, MemoryError) as error:
