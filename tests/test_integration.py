@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from ttsi import benchmarks, estimator, prompts, sources, synthesizer, trainer
 from ttsi.config import PAPER_SAMPLING
 from ttsi.engines.base import Request
+from ttsi.engines.chat import Chat
 from ttsi.engines.torch import TorchEngine
 from ttsi.types import Example, LoraSettings, Sampling
 
@@ -38,8 +41,9 @@ def test_the_whole_method(engine: TorchEngine, samples: list[benchmarks.Sample])
     queries = [s.query for s in samples]
     margins = [estimator.estimate(engine, q).margin for q in queries]
     assert all(0 <= m <= 1 for m in margins) and len(set(margins)) > 1
-    written = synthesizer.synthesize(engine, queries[:2], lambda s, a: a, PAPER_SAMPLING, retries=1)
-    query = queries[0]
+    query = min(queries, key=lambda q: len(prompts.system(q.tools)))
+    short = dataclasses.replace(PAPER_SAMPLING, max_tokens=64)
+    written = synthesizer.synthesize(engine, [query], lambda s, a: a, short, retries=0)
     # A 135M model may well write nothing of use; T is then shown on an example of our own.
     examples = written[0].examples or (Example("A plain question", (), 0.0),)
     base = engine.generate([Request(prompts.act(query), lookup=True)], Sampling(max_tokens=48))[0][0]
@@ -51,6 +55,51 @@ def test_the_whole_method(engine: TorchEngine, samples: list[benchmarks.Sample])
         adapted = engine.generate([request], Sampling(max_tokens=48))[0][0]
         assert adapted.log_probs[0] != base.log_probs[0]
     assert all(torch.equal(v, before[k]) for k, v in engine.model.state_dict().items())
+
+
+def test_ids_equal_those_of_the_whole_string(engine: TorchEngine, samples: Any) -> None:
+    for sample in samples:
+        prompt = prompts.act(sample.query)
+        for tool in sample.tools:
+            text = estimator.continuation(tool.name)
+            ids = [*engine.encode(prompt).ids, *engine.chat.continuation(prompts.OPENING, text)[0]]
+            whole = engine.chat.render(prompt) + prompts.OPENING + text
+            assert ids == engine.chat.tokenizer.encode(whole, add_special_tokens=False)
+
+
+CONVERSATION = {
+    "query": [
+        {"role": "user", "content": "Please wake me, I am tired."},
+        {"role": "agent", "content": "At what time would you like to get up?"},
+        {"role": "assistant", "content": '```\n[{"name": "clock", "arguments": {"zone": "CET"}}]\n```'},
+        {"role": "tool", "content": '{"now": "23:10"}'},
+        {"role": "agent", "content": "It is ten past eleven in the evening."},
+        {"role": "user", "content": "Then at seven sharp."},
+        {"role": "agent", "content": "I shall set it for seven.\nGenerate API Request:"},
+    ],
+    "tools": [{"name": "clock", "description": "Time now", "parameters": {"zone": {"type": "str"}}}],
+    "answers": [{"name": "clock", "arguments": {"zone": "CET"}}],
+}
+
+
+@pytest.mark.parametrize("model", ["smollm2-135m", "qwen2.5-coder-0.5b"])
+def test_every_turn_of_a_conversation_reaches_the_model(model: str, engine: TorchEngine) -> None:
+    # Real chat templates drop roles they don't know without a word.
+    chat = engine.chat
+    if model != "smollm2-135m":
+        if not (sources.cache_dir() / "models" / model).exists():
+            pytest.skip(f"{model} is not in the cache; `make fetch` brings it")
+        chat = Chat(AutoTokenizer.from_pretrained(sources.model_dir(model)))
+    query = benchmarks.to_sample(CONVERSATION, "apibank", 0).query
+    seen = chat.tokenizer.decode(chat.encode(prompts.act(query)).ids)
+    at = 0
+    for message in query.messages:
+        assert message.content in seen[at:], message.role
+        at = seen.index(message.content, at) + len(message.content)
+    assert "Generate API Request:" not in seen
+    assert seen.rstrip().endswith("<|im_start|>assistant")
+    assert seen.count("I shall set it for seven.") == seen.count("ten past eleven") == 1
+    assert '<tool_call>[{"name": "clock"' in seen
 
 
 def closing_tokens(engine: TorchEngine) -> list[float]:

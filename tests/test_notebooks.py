@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -232,3 +234,23 @@ def test_running_again_gives_the_same_tables(smoke):
     tables = {p.name: p.read_bytes() for p in (folder / "figures" / "smoke").glob("*.csv")}
     reproduce(folder)
     assert {p.name: p.read_bytes() for p in (folder / "figures" / "smoke").glob("*.csv")} == tables
+
+
+def test_reproduce_killed_in_the_middle_ends_with_the_same_table(tmp_path):
+    def run(folder, kill_after=None):
+        env = {**os.environ, "TTSI_RUNS": str(folder / "runs"), "TTSI_FIGURES": str(folder / "figures")}
+        command = [sys.executable, "-m", "ttsi.notebooks", "run", "02", "--profile", "smoke"]
+        process = subprocess.Popen(command, env=env, start_new_session=True, stderr=subprocess.DEVNULL)
+        store = folder / "runs" / "smoke" / "store.sqlite"
+        if kill_after is not None:
+            while process.poll() is None and not store.exists():
+                time.sleep(0.05)
+            time.sleep(kill_after)
+            os.killpg(process.pid, signal.SIGKILL)  # the runner and its kernel
+        process.wait()
+        return folder / "figures" / "smoke" / "table1_main.csv"
+
+    disturbed = tmp_path / "disturbed"
+    for seconds in (2.0, 4.0):
+        assert not run(disturbed, seconds).exists()
+    assert run(disturbed).read_bytes() == run(tmp_path / "undisturbed").read_bytes()

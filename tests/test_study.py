@@ -6,6 +6,7 @@ import dataclasses
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from ttsi.engines.base import EngineError
 from ttsi.study import Study
@@ -143,7 +145,7 @@ def test_killed_at_any_moment_a_run_resumes_to_the_same_records(
     rng = random.Random(0)
     program = "from ttsi.study import Study; Study('smoke').run()"
     kills = 0
-    for _ in range(4):
+    for _ in range(3):
         store = tmp_path / "smoke" / "store.sqlite"
         process = subprocess.Popen([sys.executable, "-c", program], env=os.environ, stderr=subprocess.DEVNULL)
         while process.poll() is None and not store.exists():
@@ -171,11 +173,18 @@ def test_a_benchmark_that_is_missing_is_named_and_the_study_goes_on(
             raise sources.Unavailable("sealtool can't be had: put sealtool.json into TTSI_DATA")
         return real(name, *args, **kwargs)
 
+    def no_file(name: str) -> Path:
+        raise sources.Unavailable(f"{name} can't be had")
+
     monkeypatch.setattr(benchmarks, "load", load)
+    monkeypatch.setattr(sources, "benchmark_file", no_file)
     study = Study(smoke_run.profile.model_copy(update={"benchmarks": {"sealtool": 4, "fixture": None}}))
     study.store = smoke_run.store
     assert "TTSI_DATA" in study.plan()
     study.run()
+    study.score()
+    assert study.examples("sealtool") == {}
+    assert set(study.scores().benchmark) == {"fixture"}
     assert set(study.records().benchmark) == {"fixture"} and set(study.missing) == {"sealtool"}
 
 
@@ -186,3 +195,42 @@ def test_unknown_settings_are_refused() -> None:
         Study("smoke", tauu=1)
     with pytest.raises(ValueError, match="there are"):
         Study("smoke", n=1).run(["no-such-arm"])
+
+
+def test_running_out_of_memory_in_training_is_the_machines_failure(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study("smoke", n=8, mode="activated")
+
+    def exhausted(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("pretended")
+
+    monkeypatch.setattr(study.engine, "training_pass", exhausted)
+    study.run()
+    rows = study.records(["tt_si"])
+    failed = rows[rows.status == "error"]
+    assert len(failed) and failed.error.str.contains("out of memory").all()
+    assert failed.uncertain.all() and rows[~rows.uncertain].status.eq("ok").all()
+    monkeypatch.undo()
+    study.run()
+    assert (study.records(["tt_si"]).status == "ok").all()
+
+
+def test_too_long_is_said_once_and_not_tried_again(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study("smoke", n=4, answer_tokens=2000)
+    study.run(["base"])
+    rows = study.records(["base"])
+    assert (rows.status == "error").all() and rows.error.str.startswith("TooLong").all()
+    monkeypatch.setattr(study.engine, "generate", lambda *_: pytest.fail("tried again"))
+    study.run(["base"])
+
+
+def test_a_group_that_was_cut_is_computed_whole(runs: Path) -> None:
+    few, all_of_it = Study("smoke", n=5), Study("smoke", n=8)
+    few.run(["base"])
+    all_of_it.store = few.store
+    all_of_it.run(["base"])
+    with sqlite3.connect(few.store.path) as db:
+        batches = dict(db.execute("SELECT sample, batch FROM result WHERE stage = 'answer'"))
+    order = [s.id for s in all_of_it.samples("fixture", 0)]
+    assert [batches[i] for i in order] == [5] * 5 + [8] * 3

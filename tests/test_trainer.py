@@ -82,7 +82,11 @@ def test_side_by_side_equals_one_by_one(engine: TorchEngine, mode: Any) -> None:
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
-def test_weights_are_bit_identical_and_the_answer_changes(engine: TorchEngine) -> None:
+def test_weights_are_bit_identical_and_the_answer_changes(
+    engine: TorchEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = {k: v.clone() for k, v in engine.model.state_dict().items()}
     prompt = JOBS[0].examples[0][0]
     plain = engine.generate([Request(prompt)], Sampling(max_tokens=8))[0][0]
@@ -94,6 +98,7 @@ def test_weights_are_bit_identical_and_the_answer_changes(engine: TorchEngine) -
     after = engine.model.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items())
     assert engine.generate([Request(prompt)], Sampling(max_tokens=8))[0][0] == plain
+    assert not list(tmp_path.iterdir())  # nothing is written to disk
 
 
 @pytest.mark.parametrize("steps", [1, 3, 33, 34, 200])
