@@ -485,6 +485,8 @@ COUNTS = {  # benchmark: (samples, flags)
     "toolalpaca": (114, {"gold_issue": 5, "gold_tool_missing": 6}),
     "bfcl": (1477, {"gold_issue": 12}),
     "sealtool_train": (669, {"gold_coerced": 46, "gold_issue": 4}),
+    "fixture": (40, {}),
+    "fixture_train": (200, {}),
 }
 
 

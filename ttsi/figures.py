@@ -103,9 +103,10 @@ def figure4_estimator(curves: pd.DataFrame, tau: float = 0.95, samples: str = "t
         "H flags a sample when margin < τ; TPR: wrong base answers flagged, FPR: right ones flagged, "
         f"J = TPR − FPR. Samples with {samples}. Shaded (J: outlined): 95 % intervals, Wilson "
         "(J: Newcombe; AUC: DeLong). "
-        f"Dotted line: τ = {tau:g}. "
-        "Diamonds: the paper's numbers (Qwen2.5-1.5B-Instruct)."
+        f"Dotted line: τ = {tau:g}."
     )
+    if set(drawn) & set(mine.loc[mine["panel"] == "paper", "benchmark"]):
+        caption += " Diamonds: the paper's numbers (Qwen2.5-1.5B-Instruct)."
     caption += "".join(f" {label(r['benchmark'])} not drawn, {r['note']}." for r in few.to_dict("records"))
     if not drawn:
         return _notice("Too few right or wrong answers to draw a curve", caption)
