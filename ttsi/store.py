@@ -124,13 +124,3 @@ class Store:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise StoreError(f"cannot write to the store {self.path}: {error}") from error
-
-    def rows(self) -> Iterable[dict[str, Any]]:
-        """Every result with its settings and run, for export."""
-        query = """SELECT stage, settings.json AS settings, benchmark, sample, seed, status, value, seconds,
-                   batch, run.context AS context FROM result JOIN settings ON settings.hash = result.settings
-                   JOIN run ON run.id = run ORDER BY stage, result.settings, benchmark, sample, seed"""
-        with closing(self._db.execute(query)) as cursor:
-            names = [c[0] for c in cursor.description]
-            for row in cursor:
-                yield dict(zip(names, row, strict=True))
