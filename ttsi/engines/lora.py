@@ -7,7 +7,6 @@ them to it: h = W x + (α / r) · B A x, Hu et al. 2021, equation 3.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -151,6 +150,3 @@ class LoraLayers:
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(folder))
         save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
-        json.loads(
-            (folder / "adapter_config.json").read_text()
-        )  # a config that can't be read back is no save
