@@ -73,11 +73,16 @@ class Engine(Protocol):
     name: str
 
     def score(
-        self, prompts: Sequence[Prompt], opening: str, continuations: Sequence[Sequence[str]]
+        self,
+        prompts: Sequence[Prompt],
+        opening: str,
+        continuations: Sequence[Sequence[str]],
+        upto: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Scored]]:
         """Token log-probabilities of each prompt's continuations of `opening`.
 
         Opening and continuation are tokenised together; only the continuation's tokens are returned.
+        upto: per continuation the number of its characters after which no more tokens are wanted.
         """
         ...
 

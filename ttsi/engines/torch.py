@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,15 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as hub_logging
 
 from ttsi.engines.base import EngineError, Prompt, Request, TooLong, native_dtype
 from ttsi.engines.cache import KeyValues, PrefixCache, RowCache, TrainingCache
 from ttsi.engines.chat import Chat, Encoded
 from ttsi.engines.drafts import propose
-from ttsi.engines.lora import Adapter, Bank, LoraLayers, linear
+from ttsi.engines.lora import Adapter, Bank, FrozenWeight, LoraLayers
 from ttsi.types import Generation, Sampling, Scored
 
 _GROUP_TOKENS = 16  # up to this many query tokens, heads that share keys are folded instead of repeated
+_FREE_ROWS = (
+    8  # so many tokens in a decoding pass cost little more than one: room for guesses from the prompt
+)
+_DRAFT_ROWS = 32  # room for guesses from an earlier answer, most of which come true
 _CHUNK_TOKENS = 256  # prefills are batched up to this many tokens a pass; beyond it one row fills the cores
 
 
@@ -62,6 +68,7 @@ class _Row:
     out: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     finished: bool = False
+    trust: int = _GROUP_TOKENS  # length of the next draft: grows while drafts come true
 
 
 @dataclass
@@ -85,6 +92,8 @@ class TorchEngine:
     dtype: "auto", "float32" or "bfloat16"; adapters and their optimisers are float32 always.
     prefix_limit: bytes of prefix key-values to keep; by default 4 GiB on a GPU and 0.5 GiB on a CPU.
     drafts: whether drafted decoding is on; it changes the speed, not the text (float32).
+    pack: keep the weights a second time in the processor library's own layout, which makes decoding a few
+        rows together as fast as one; by default on a CPU in float32 if a third of the free memory holds it.
     """
 
     def __init__(
@@ -96,6 +105,7 @@ class TorchEngine:
         device: str | None = None,
         prefix_limit: int | None = None,
         drafts: bool = True,
+        pack: bool | None = None,
         threads: int | None = None,
     ) -> None:
         if threads:
@@ -104,6 +114,7 @@ class TorchEngine:
         self.dtype = getattr(torch, native_dtype() if dtype == "auto" else dtype)
         self.name = name or Path(folder).name
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        hub_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it would stand in every notebook, full
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=self.dtype,
@@ -114,8 +125,12 @@ class TorchEngine:
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.chat = Chat(tokenizer)
         self.decoder = self.model.get_decoder()
-        self.head_weight: Tensor = self.model.get_output_embeddings().weight
-        self.lora = LoraLayers(self.decoder)
+        head: Tensor = self.model.get_output_embeddings().weight
+        if pack is None:
+            needed = sum(p.numel() * p.element_size() for p in self.model.parameters())
+            pack = self.device.type == "cpu" and needed < _free_memory() / 3
+        self._head = FrozenWeight(head, pack)
+        self.lora = LoraLayers(self.decoder, pack)
         self.context: int = self.model.config.max_position_embeddings
         self.prefixes = PrefixCache(prefix_limit or (4 << 30 if self.device.type == "cuda" else 512 << 20))
         self.drafts = drafts
@@ -138,7 +153,7 @@ class TorchEngine:
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (float32) [..., vocabulary] of hidden states [..., width]."""
-        return linear(hidden, self.head_weight).float()
+        return self._head(hidden).float()
 
     def prefix(self, ids: tuple[int, ...]) -> KeyValues:
         """Keys and values of a system turn under the base weights, from the cache if they are there."""
@@ -197,31 +212,47 @@ class TorchEngine:
 
     @torch.no_grad()
     def score(
-        self, prompts: Sequence[Prompt], opening: str, continuations: Sequence[Sequence[str]]
+        self,
+        prompts: Sequence[Prompt],
+        opening: str,
+        continuations: Sequence[Sequence[str]],
+        upto: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Scored]]:
         """Token log-probabilities of each prompt's continuations, in one pass per prompt.
 
         All continuations stand side by side behind the cached prefix; each sees the prompt and itself.
         """
+        ends = upto or [[len(c) for c in group] for group in continuations]
         with self.outside_failures():
-            return [self._score(p, opening, c) for p, c in zip(prompts, continuations, strict=True)]
+            return [
+                self._score(p, opening, c, e) for p, c, e in zip(prompts, continuations, ends, strict=True)
+            ]
 
-    def _score(self, prompt: Prompt, opening: str, continuations: Sequence[str]) -> list[Scored]:
+    def _score(
+        self, prompt: Prompt, opening: str, continuations: Sequence[str], upto: Sequence[int]
+    ) -> list[Scored]:
         code = self.encode(prompt)
-        parts = [self.chat.continuation(opening, c) for c in continuations]
+        parts = []
+        for text, limit in zip(continuations, upto, strict=True):
+            ids, own, ends = self.chat.continuation(opening, text)
+            # Up to the first token that reaches the limit, with all the tokens of a character cut in bytes.
+            last = next((end for end in ends if end >= limit), len(text))
+            count = sum(end <= last for end in ends)
+            parts.append((ids[: own + count], own, ends[:count]))
         shared = min(n for _, n, _ in parts)
         while any(ids[:shared] != parts[0][0][:shared] for ids, _, _ in parts):
             shared -= 1
         stem = [*code.ids[code.prefix :], *parts[0][0][:shared]]
         tails = [ids[shared:] for ids, _, _ in parts]
-        flat = [t for tail in tails for t in tail]
+        read = [tail[:-1] for tail in tails]  # the last token is predicted and predicts nothing
+        flat = [t for tail in read for t in tail]
         base, n, total = code.prefix, len(stem), len(stem) + len(flat)
         if base + total > self.context:
             raise TooLong(f"{base + total} tokens to score, but the context window holds {self.context}")
 
-        owner = torch.tensor([-1] * n + [i for i, tail in enumerate(tails) for _ in tail], device=self.device)
+        owner = torch.tensor([-1] * n + [i for i, tail in enumerate(read) for _ in tail], device=self.device)
         positions = torch.tensor(
-            [*range(base, base + n), *(base + n + j for tail in tails for j in range(len(tail)))],
+            [*range(base, base + n), *(base + n + j for tail in read for j in range(len(tail)))],
             device=self.device,
         )
         order = torch.arange(total, device=self.device)
@@ -234,17 +265,17 @@ class TorchEngine:
         self.counters.scored_tokens += total
 
         before, at = [], n
-        for tail in tails:
-            before += [n - 1, *range(at, at + len(tail) - 1)]
+        for tail in read:
+            before += [n - 1, *range(at, at + len(tail))]
             at += len(tail)
-        log_probs = torch.log_softmax(self.head(hidden[before]), dim=-1)
-        values = log_probs[torch.arange(len(flat)), flat].tolist()
+        logits = self.head(hidden[before])
+        wanted = torch.tensor([t for tail in tails for t in tail], device=self.device)
+        values = (logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(dim=-1)).tolist()
         out, at = [], 0
-        for text, (ids, own, ends), tail in zip(continuations, parts, tails, strict=True):
+        for text, (_, own, ends), tail in zip(continuations, parts, tails, strict=True):
             skip = own - shared  # opening tokens this continuation did not share with the others
-            span = values[at + skip : at + len(tail)]
-            out.append(Scored(text, tuple(span), tuple(ends)))
-            at += len(ids) - shared
+            out.append(Scored(text, tuple(values[at + skip : at + len(tail)]), tuple(ends)))
+            at += len(tail)
         return out
 
     # --- generation -------------------------------------------------------------------------------------
@@ -263,6 +294,8 @@ class TorchEngine:
         replies: list[list[Generation]] = [[] for _ in requests]
         for row in done:
             request = requests[row.request]
+            if request.adapter is None and not all(map(math.isfinite, row.log_probs)):
+                raise EngineError("a reply's log-probability is not a finite number")
             text = request.opening + self.chat.decode(row.out)
             replies[row.request].append(
                 Generation(text, tuple(row.out), tuple(row.log_probs), row.finished, len(row.ids))
@@ -350,8 +383,7 @@ class TorchEngine:
                 cache.select(index)
                 bank = [(a[index], b[index]) for a, b in bank] if bank else None
                 rows = [rows[i] for i in active]
-            room = max(1, 2 * _GROUP_TOKENS // len(rows)) - 1 if self.drafts else 0
-            pending = [self._draft(r, sampling, min(room, _GROUP_TOKENS - 1)) for r in rows]
+            pending = [self._draft(r, sampling, len(rows)) for r in rows]
             tokens = [[r.out[-1], *d] for r, d in zip(rows, pending, strict=True)]
             starts = [len(r.ids) + len(r.out) - 1 for r in rows]
             with self.lora.applied(bank):
@@ -360,9 +392,12 @@ class TorchEngine:
             flat = torch.cat([hidden[i, : len(t)] for i, t in enumerate(tokens)])
             batch = list(torch.split(self.head(flat), [len(t) for t in tokens]))
 
-    def _draft(self, row: _Row, sampling: Sampling, room: int) -> tuple[int, ...]:
-        if row.finished or len(row.out) >= sampling.max_tokens:
+    def _draft(self, row: _Row, sampling: Sampling, rows: int) -> tuple[int, ...]:
+        if row.finished or len(row.out) >= sampling.max_tokens or not self.drafts:
             return ()
+        room = _FREE_ROWS // rows - 1
+        if row.draft:
+            room = max(room, min(_DRAFT_ROWS // rows, _GROUP_TOKENS, row.trust + 1) - 1)
         room = min(room, sampling.max_tokens - len(row.out) - 1)
         return propose(row.out, row.draft, row.lookup, room)
 
@@ -385,6 +420,9 @@ class TorchEngine:
             row.finished = token in self.chat.stop_ids
             if row.finished or len(row.out) >= sampling.max_tokens or i == len(draft) or draft[i] != token:
                 break
+        if draft:
+            came_true = len(picked) - 1
+            row.trust = min(2 * row.trust, _GROUP_TOKENS) if came_true == len(draft) else came_true + 1
         chosen = torch.tensor(picked, device=logits.device)
         used = logits[: len(picked)]
         values = used.gather(1, chosen[:, None])[:, 0] - used.logsumexp(dim=-1)
@@ -432,6 +470,13 @@ class TorchEngine:
             if "memory" in str(error).lower():
                 raise EngineError(f"out of memory: {error}") from error
             raise
+
+
+def _free_memory() -> int:
+    """Bytes of memory that this machine can still give; 0 where it doesn't say."""
+    facts = Path("/proc/meminfo")
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), 0)
 
 
 def _chunks(parts: dict[int, list[int]], limit: int) -> Iterator[list[int]]:
