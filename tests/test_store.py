@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 from pathlib import Path
 
@@ -64,3 +65,106 @@ def test_two_stores_on_one_file_do_not_hurt_each_other(tmp_path: Path) -> None:
     }
     with sqlite3.connect(tmp_path / "s.sqlite") as db:
         assert db.execute("SELECT count(*) FROM result").fetchone() == (20,)
+
+
+# --- damage -------------------------------------------------------------------------------------------------
+
+
+def filled(path: Path) -> Store:
+    store = Store(path)
+    put(store, *(Row(f"b-{i}", "ok", f'"{i}"' * 400, 1.5, 8) for i in range(40)))
+    return store
+
+
+def read(path: Path) -> dict[str, Row]:
+    return Store(path).get("answer", SETTINGS, "b", 0, [f"b-{i}" for i in range(40)])
+
+
+def test_a_flipped_bit_is_named_and_never_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.sqlite"
+    filled(path).close()
+    whole, want, named = path.read_bytes(), read(path), 0
+    refusals: list[str] = []
+    for i in range(60):
+        data = bytearray(whole)
+        data[random.Random(i).randrange(len(data))] ^= 1 << i % 8
+        path.write_bytes(data)
+        capsys.readouterr()
+        try:
+            found = read(path)
+        except StoreError as error:
+            refusals.append(str(error))
+            continue
+        assert found.items() <= want.items()
+        if len(found) < len(want):
+            named += 1
+            assert f"{path}: the stored answer of b sample" in capsys.readouterr().err
+    assert named > 5
+    assert all("s.sqlite" in said and "\n" not in said for said in refusals)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE result SET value = '7' WHERE sample = 'b-3'",
+        "UPDATE result SET seconds = 2 WHERE sample = 'b-3'",
+        "UPDATE result SET status = 'error' WHERE sample = 'b-3'",
+        "UPDATE result SET value = CAST(x'ff' AS TEXT) WHERE sample = 'b-3'",
+        "UPDATE result SET run = 9 WHERE sample = 'b-3'",
+        "UPDATE result SET checksum = '' WHERE sample = 'b-3'",
+    ],
+)
+def test_a_changed_row_gives_way_to_a_new_one(
+    tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "s.sqlite"
+    filled(path).close()
+    with sqlite3.connect(path) as db:
+        assert db.execute(change).rowcount == 1
+    store = Store(path)
+    assert "b-3 (seed 0) is damaged: not used, computed again" in capsys.readouterr().err
+    assert "b-3" not in store.get("answer", SETTINGS, "b", 0, ["b-3"])
+    assert capsys.readouterr().err == "", "it is named once"
+    put(store, Row("b-3", "ok", "8", 0, 1), Row("b-4", "ok", "8", 0, 1))
+    rows = store.get("answer", SETTINGS, "b", 0, ["b-3", "b-4"])
+    assert rows["b-3"].value == "8" and rows["b-4"].value == '"4"' * 400
+
+
+def test_what_a_run_says_of_itself_belongs_to_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    store = Store(path, {"machine": "this one"})
+    put(store, Row("b-1", "ok", "1", 0, 1))
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE run SET context = replace(context, 'this', 'that')")
+    assert Store(path).get("answer", SETTINGS, "b", 0, ["b-1"]) == {}
+
+
+def test_a_store_from_before_checksums_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    with sqlite3.connect(path) as db:
+        db.executescript("""
+            CREATE TABLE run (id INTEGER PRIMARY KEY, started TEXT NOT NULL, source TEXT NOT NULL,
+                context TEXT NOT NULL);
+            CREATE TABLE settings (hash TEXT PRIMARY KEY, json TEXT NOT NULL);
+            CREATE TABLE result (stage TEXT NOT NULL, settings TEXT NOT NULL, benchmark TEXT NOT NULL,
+                sample TEXT NOT NULL, seed INTEGER NOT NULL, status TEXT NOT NULL, value TEXT NOT NULL,
+                seconds REAL NOT NULL, batch INTEGER NOT NULL, run INTEGER NOT NULL,
+                PRIMARY KEY (stage, settings, benchmark, sample, seed)) WITHOUT ROWID;
+            INSERT INTO run VALUES (1, 'then', 'computed', '{}');
+        """)
+        values = ("answer", settings_hash(SETTINGS), "b", "b-1", 0, "ok", "1", 0.5, 8, 1)
+        db.execute("INSERT INTO result VALUES (?,?,?,?,?,?,?,?,?,?)", values)
+    for _ in range(2):
+        rows = Store(path).get("answer", SETTINGS, "b", 0, ["b-1"])
+        assert rows == {"b-1": Row("b-1", "ok", "1", 0.5, 8)}
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE result SET value = '2'")
+    assert Store(path).get("answer", SETTINGS, "b", 0, ["b-1"]) == {}
+
+
+def test_a_file_whose_structure_is_damaged_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    filled(path).close()
+    path.write_bytes(path.read_bytes()[:-4096])
+    with pytest.raises(StoreError, match=r"s\.sqlite"):
+        Store(path)
