@@ -12,7 +12,11 @@ from ttsi.calls import parse_calls, schema_errors
 from ttsi.engines.base import Engine, Request
 from ttsi.types import Example, Query, Sampling, Synthesis
 
-_FORM = re.compile(rf"\s*(?:{prompts.QUESTION})?\s*(.*?)\s*\n\s*{prompts.ANSWER}\s*(.*)", re.DOTALL)
+_ANSWER = re.compile(rf"\n[^\S\n]*{prompts.ANSWER}")  # at the start of a line; read in linear time
+
+MAX_CALLS = 64
+"""Calls in an example. A limit of our own: each is checked against its schema, and a model caught in a loop
+may write thousands."""
 
 Seeds = Callable[[str, int], int]
 """(query id, attempt) → seed."""
@@ -34,20 +38,24 @@ def copy_ratio(question: str, seed: str) -> float:
 def read_example(reply: str, query: Query, attempt: int = 0) -> Example:
     """The (question, calls) pair a reply holds, with what is known of its quality.
 
-    Raises Unreadable with a code: `no_question`, `unknown_tool`, or a parse error of `parse_calls`.
+    Raises Unreadable with a code: `no_question`, `unknown_tool`, `too_many_calls`, or a parse error of
+    `parse_calls`.
     Arguments are not checked here: schema violations are recorded, not refused.
     """
-    match = _FORM.fullmatch(reply)
-    if match is None or not match[1]:
+    match = _ANSWER.search(reply)
+    question = reply[: match.start()].strip().removeprefix(prompts.QUESTION).strip() if match else ""
+    if match is None or not question:
         raise Unreadable("no_question")
-    parsed = parse_calls(match[2])
+    parsed = parse_calls(reply[match.end() :].lstrip())
     if parsed.error:
         raise Unreadable(parsed.error)
+    if len(parsed.calls) > MAX_CALLS:
+        raise Unreadable("too_many_calls")
     names = {t.name for t in query.tools}
     if any(c.name not in names for c in parsed.calls):
         raise Unreadable("unknown_tool")
     errors = tuple(e for c in parsed.calls for e in schema_errors(c, query.tools))
-    return Example(match[1], parsed.calls, copy_ratio(match[1], query.question), errors, attempt)
+    return Example(question, parsed.calls, copy_ratio(question, query.question), errors, attempt)
 
 
 def synthesize(
