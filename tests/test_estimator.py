@@ -94,9 +94,43 @@ def test_a_score_that_is_not_finite_is_a_failure_never_a_margin() -> None:
         name = "broken"
 
         def score(
-            self, prompts: list[Prompt], opening: str, continuations: list[list[str]]
+            self, prompts: list[Prompt], opening: str, continuations: list[list[str]], upto: object
         ) -> list[list[Scored]]:
             return [[Scored(c, (math.nan,), (len(c),)) for c in row] for row in continuations]
 
     with pytest.raises(EngineError, match="finite"):
         estimator.estimate(Broken(), query("a", "b"))  # type: ignore[arg-type]
+
+
+# --- what the margin is compared with -------------------------------------------------------------------
+
+
+def test_every_estimator_points_to_certainty() -> None:
+    sure, torn = [math.log(0.98), math.log(0.01), math.log(0.01)], [math.log(1 / 3)] * 3
+    assert estimator.certain_of_tool(torn) == pytest.approx(0)
+    assert estimator.certain_of_tool(sure) > 0.85
+    assert estimator.certain_of_tool([math.log(0.5), math.log(0.5)]) == pytest.approx(0)
+    assert estimator.certain_of_tool([-7.0]) == 1
+    assert estimator.certain_of_answer([math.log(0.5), math.log(0.125)]) == pytest.approx(0.25)
+    assert estimator.certain_of_every_token([math.log(0.5), math.log(0.125)]) == pytest.approx(0.125)
+    assert estimator.agreement(["a", "b", "a", None, "a"]) == pytest.approx(0.6)
+    assert estimator.agreement([None, None]) == 0, "what can't be read agrees with nothing"
+    for function in (estimator.certain_of_answer, estimator.certain_of_every_token, estimator.agreement):
+        with pytest.raises(ValueError, match=r"perplexity|least likely|sampled"):
+            function([])
+
+
+def test_certainties_leave_out_what_was_not_run() -> None:
+    row = {"benchmark": "t", "sample": "t-1", "margin": 0.5, "log_probs": [-0.1, -3.0], "votes": None}
+    bare = estimator.certainties(row)
+    assert set(bare) == {"rss", "trivial", "entropy", "random"} and bare["rss"] == 0.5
+    assert bare["random"] == estimator.certainties(row)["random"] != estimator.certainties(row, 1)["random"]
+    draws = [estimator.certainties({**row, "sample": f"t-{i}"})["random"] for i in range(200)]
+    assert 0 <= min(draws) < 0.1 and 0.9 < max(draws) < 1
+    full = estimator.certainties({**row, "answer_log_probs": [-0.1], "votes": ["a", "a"]})
+    assert set(full) - set(bare) == {"perplexity", "smallest_token", "disagreement"}
+
+
+def test_lengths_normalise_a_margin() -> None:
+    assert estimator.candidate_margin([-2.0, -2.0], [1, 4]) == pytest.approx(margin([-2.0, -0.5]))
+    assert estimator.candidate_margin([-2.0, -3.0]) == margin([-2.0, -3.0])

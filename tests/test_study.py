@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -17,11 +18,22 @@ import pandas as pd
 import pytest
 import torch
 
+from ttsi import benchmarks, prompts, stages
+from ttsi.arms import ARMS
+from ttsi.config import load_profile
 from ttsi.engines.base import EngineError
+from ttsi.stages import StoredStages
 from ttsi.study import Study
 from ttsi.types import Gold, Query, Sample
 
 TIMES = ["seconds_h", "seconds_g", "seconds_t", "seconds_answer"]
+METHOD: dict[str, Any] = {
+    "arms": ["base", "tt_si"],
+    "inference": ["direct"],
+    "variants": {},
+    "estimators": {},
+}
+"""The method and its base line; the other arms are test_arms.py's."""
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +41,7 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """One finished run of profile smoke, shared by the tests that only read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TTSI_RUNS", str(tmp_path_factory.mktemp("runs")))
-        study = Study("smoke")
+        study = Study("smoke", **METHOD)
         study.run()
         return study
 
@@ -74,11 +86,24 @@ def test_nothing_is_computed_twice(smoke_run: Study, monkeypatch: pytest.MonkeyP
 
 
 def test_what_was_not_run_is_no_failure(runs: Path) -> None:
-    study = Study("smoke", n=4)
+    study = Study("smoke", n=4, **METHOD)
     study.run(["base"])
     rows = study.records()
     assert set(rows.arm) == {"base"}
     assert (rows.status == "ok").all()
+
+
+def test_half_a_group_is_no_result(runs: Path) -> None:
+    """Else an arm that has only begun would be judged by its certain samples, which need no computing."""
+    study = Study("smoke", n=12, mode="activated", **METHOD)
+    study.run(["base"])
+    study.score()
+    assert study.records(["tt_si"]).empty
+    first = study.samples("fixture", 0)[:8]
+    some = Study("smoke", n=8, mode="activated", **METHOD)
+    some.store = study.store
+    some.run()
+    assert study.records(["tt_si"])["sample"].tolist() == [s.id for s in first]
 
 
 def comparable(study: Study) -> pd.DataFrame:
@@ -87,7 +112,7 @@ def comparable(study: Study) -> pd.DataFrame:
 
 def test_gold_reaches_neither_h_nor_g_nor_t(smoke_run: Study, runs: Path, monkeypatch: Any) -> None:
     assert "gold" not in {f.name for f in dataclasses.fields(Query)}
-    poisoned = Study("smoke", n=8)
+    poisoned = Study("smoke", n=8, **METHOD)
     poison = (Gold("poison", {"poison": ("poison",)}),)
     real = Study.samples
 
@@ -106,7 +131,7 @@ def test_gold_reaches_neither_h_nor_g_nor_t(smoke_run: Study, runs: Path, monkey
 
 
 def test_a_failure_of_the_machine_is_no_wrong_answer(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = Study("smoke", n=4, mode="activated")
+    study = Study("smoke", n=4, mode="activated", **METHOD)
     victim = study.samples("fixture", 0)[1]
     real = study.engine.generate
 
@@ -128,7 +153,7 @@ def test_a_failure_of_the_machine_is_no_wrong_answer(runs: Path, monkeypatch: py
 
 
 def test_batches_change_neither_text_nor_verdict(smoke_run: Study, runs: Path) -> None:
-    alone = Study("smoke", n=8, batch=1, mode="activated")
+    alone = Study("smoke", n=8, batch=1, mode="activated", **METHOD)
     alone.run()
     columns = ["sample", "arm", "reply", "correct", "adapted"]
     got = alone.records()
@@ -143,7 +168,7 @@ def test_killed_at_any_moment_a_run_resumes_to_the_same_records(
 ) -> None:
     monkeypatch.setenv("TTSI_RUNS", str(tmp_path))
     rng = random.Random(0)
-    program = "from ttsi.study import Study; Study('smoke').run()"
+    program = f"from ttsi.study import Study; Study('smoke', **{METHOD!r}).run()"
     kills = 0
     for _ in range(3):
         store = tmp_path / "smoke" / "store.sqlite"
@@ -156,7 +181,7 @@ def test_killed_at_any_moment_a_run_resumes_to_the_same_records(
             kills += 1
         process.wait()
     assert kills >= 1
-    resumed = Study("smoke")
+    resumed = Study("smoke", **METHOD)
     resumed.run()
     pd.testing.assert_frame_equal(comparable(resumed), comparable(smoke_run))
 
@@ -188,7 +213,7 @@ def test_a_benchmark_that_is_missing_is_named_and_the_study_goes_on(
     assert set(study.records().benchmark) == {"fixture"} and set(study.missing) == {"sealtool"}
 
 
-def test_unknown_settings_are_refused() -> None:
+def test_unknown_settings_are_refused(runs: Path) -> None:
     with pytest.raises(ValueError, match="there are"):
         Study("no-such-profile")
     with pytest.raises(ValueError, match="tauu"):
@@ -200,7 +225,7 @@ def test_unknown_settings_are_refused() -> None:
 def test_running_out_of_memory_in_training_is_the_machines_failure(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = Study("smoke", n=8, mode="activated")
+    study = Study("smoke", n=8, mode="activated", **METHOD)
 
     def exhausted(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("pretended")
@@ -217,7 +242,7 @@ def test_running_out_of_memory_in_training_is_the_machines_failure(
 
 
 def test_too_long_is_said_once_and_not_tried_again(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = Study("smoke", n=4, answer_tokens=2000)
+    study = Study("smoke", n=4, answer_tokens=2000, **METHOD)
     study.run(["base"])
     rows = study.records(["base"])
     assert (rows.status == "error").all() and rows.error.str.startswith("TooLong").all()
@@ -226,7 +251,7 @@ def test_too_long_is_said_once_and_not_tried_again(runs: Path, monkeypatch: pyte
 
 
 def test_a_group_that_was_cut_is_computed_whole(runs: Path) -> None:
-    few, all_of_it = Study("smoke", n=5), Study("smoke", n=8)
+    few, all_of_it = Study("smoke", n=5, **METHOD), Study("smoke", n=8, **METHOD)
     few.run(["base"])
     all_of_it.store = few.store
     all_of_it.run(["base"])
@@ -234,3 +259,89 @@ def test_a_group_that_was_cut_is_computed_whole(runs: Path) -> None:
         batches = dict(db.execute("SELECT sample, batch FROM result WHERE stage = 'answer'"))
     order = [s.id for s in all_of_it.samples("fixture", 0)]
     assert [batches[i] for i in order] == [5] * 5 + [8] * 3
+
+
+# --- what a result is stored under ----------------------------------------------------------------------
+
+
+def test_other_words_in_a_prompt_are_other_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever writes them: the prompts, the reading of messages, or the reading of tools."""
+
+    def key() -> str:
+        stages.prompts_hash.cache_clear()
+        return stages.prompts_hash("fixture", 0, "shuffled", False)
+
+    before = key()
+    assert key() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(prompts, "tool_line", lambda tool: f"{tool.name}()")
+        assert key() != before
+    with monkeypatch.context() as patch:
+        patch.setattr(prompts, "_SYNTHESIS", prompts._SYNTHESIS + "!")
+        assert key() != before
+    with monkeypatch.context() as patch:
+        patch.setitem(benchmarks._ROLES, "agent", "user")
+        assert key() != before, "one conversation of the fixture has an agent"
+    assert key() == before
+    stages.prompts_hash.cache_clear()
+
+
+def test_the_key_is_the_same_for_any_n_and_differs_by_seed(runs: Path) -> None:
+    few, seeds = Study("smoke", n=3, **METHOD), Study("smoke", seeds=[1], **METHOD)
+    asked = [
+        StoredStages(s, "fixture", s.profile.seeds[0], "direct", False)._settings() for s in (few, seeds)
+    ]
+    assert asked[0] == StoredStages(Study("smoke", **METHOD), "fixture", 0, "direct", False)._settings()
+    assert asked[0]["samples"] != asked[1]["samples"]
+
+
+# --- the plan -------------------------------------------------------------------------------------------
+
+
+def test_the_plan_loads_no_model_and_no_torch(tmp_path: Path) -> None:
+    program = """import sys
+from ttsi.study import Study
+print(Study("smoke").plan())
+print("torch" in sys.modules)"""
+    env = {**os.environ, "TTSI_RUNS": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("False\n")
+    for stage in ("adapted exact", "fit activated (sft)", "teacher example", "variant k2"):
+        assert stage in done.stdout
+
+
+def test_the_plan_of_a_finished_run_is_empty(smoke_run: Study) -> None:
+    lines = smoke_run.plan().splitlines()[1:-2]
+    counts = [re.findall(r" (\d+) samples, +(\d+) stored", line) for line in lines]
+    assert len(lines) == 5 and all(asked == stored for ((asked, stored),) in counts)
+    assert "Estimated 0 minutes" in smoke_run.plan()
+    bare = Study(smoke_run.profile.model_copy(update={"k": 3}))
+    bare.store = smoke_run.store
+    assert any(
+        asked != stored
+        for ((asked, stored),) in (
+            re.findall(r" (\d+) samples, +(\d+) stored", line) for line in bare.plan().splitlines()[1:-2]
+        )
+    )
+
+
+# --- profiles -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["smoke", "cpu", "cpu-full", "paper"])
+def test_every_profile_and_variant_can_be_read(name: str) -> None:
+    profile = load_profile(name)
+    assert {"base", "tt_si"} <= set(profile.arm_names) <= set(ARMS)
+    for variant in profile.variants:
+        assert profile.variant(variant).variants == {}
+
+
+def test_arms_per_benchmark() -> None:
+    profile = load_profile("cpu")
+    assert profile.arms_of("bfcl") == ["base", "tt_si"] and "oracle" in profile.arms_of("sealtool")
+    with pytest.raises(ValueError, match="epoch"):
+        load_profile("smoke", variants={"x": {"epoch": 2}})
+    with pytest.raises(ValueError, match="no variant 'x'; it has k2"):
+        load_profile("smoke").variant("x")

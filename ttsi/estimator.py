@@ -1,14 +1,20 @@
-"""H, self-awareness: how sure the model is of its best tool. Paper: section 3.1."""
+"""H, self-awareness: how sure the model is of its best tool. Paper: section 3.1.
+
+Beside the paper's margin stand the estimators it is compared with. All are pure functions of what is stored,
+and all point one way: higher = more certain.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from ttsi import prompts
 from ttsi.engines.base import Engine, EngineError
+from ttsi.seeds import seed_for
 from ttsi.types import Query, Scored, Tool, Uncertainty
 
 Candidate = Literal["name", "name+opening"]
@@ -41,6 +47,67 @@ def margin(log_probs: Sequence[float]) -> float:
     return first - second
 
 
+def certain_of_tool(log_probs: Sequence[float]) -> float:
+    """1 minus the entropy of the RSS scores over its maximum: 1 = sure, 0 = all tools alike.
+
+    A single candidate is certain: 1. Raises ValueError like `rss`.
+    """
+    scores = rss(log_probs)
+    if len(scores) == 1:
+        return 1.0
+    return 1 + math.fsum(p * math.log(p) for p in scores if p > 0) / math.log(len(scores))
+
+
+def certain_of_answer(log_probs: Sequence[float]) -> float:
+    """1 / perplexity of an answer, in (0, 1]: the geometric mean of its tokens' probabilities (nats given).
+
+    Raises ValueError for an answer without tokens.
+    """
+    if not log_probs:
+        raise ValueError("an answer without tokens has no perplexity")
+    return math.exp(math.fsum(log_probs) / len(log_probs))
+
+
+def certain_of_every_token(log_probs: Sequence[float]) -> float:
+    """Smallest probability among an answer's tokens, in [0, 1]. Raises ValueError if there is none."""
+    if not log_probs:
+        raise ValueError("an answer without tokens has no least likely one")
+    return math.exp(min(log_probs))
+
+
+def agreement(votes: Sequence[str | None]) -> float:
+    """Share of the sampled replies that the most frequent calls have, in [0, 1].
+
+    `votes`: canonical calls, or a hash of them; None = a reply that can't be parsed, which agrees with none.
+    """
+    if not votes:
+        raise ValueError("no reply was sampled")
+    return max(Counter(v for v in votes if v is not None).values(), default=0) / len(votes)
+
+
+def certainties(row: Mapping[str, Any], run_seed: int = 0) -> dict[str, float]:
+    """Every estimator's value for one row of the frame `scores`; what wasn't run for it is left out.
+
+    rss: the paper's margin. random: one uniform number per sample. trivial: never certain.
+    """
+    given = {"rss": float(row["margin"]), "trivial": 0.0, "entropy": certain_of_tool(list(row["log_probs"]))}
+    draw = seed_for(run_seed, str(row["benchmark"]), str(row["sample"]), "random estimator")
+    given["random"] = draw / 2**63
+    if (answer := row.get("answer_log_probs")) is not None and len(answer):
+        given["perplexity"] = certain_of_answer(list(answer))
+        given["smallest_token"] = certain_of_every_token(list(answer))
+    if (votes := row.get("votes")) is not None and len(votes):
+        given["disagreement"] = agreement(list(votes))
+    return given
+
+
+def candidate_margin(log_probs: Sequence[float], lengths: Sequence[int] | None = None) -> float:
+    """The margin over candidates of any form; with `lengths` (tokens) over their mean log-probabilities."""
+    if lengths is None:
+        return margin(log_probs)
+    return margin([x / n for x, n in zip(log_probs, lengths, strict=True)])
+
+
 def continuation(name: str) -> str:
     """What follows `prompts.OPENING` when the model calls this tool: `NAME", "arguments": {`."""
     return json.dumps(name, ensure_ascii=False)[1:] + ', "arguments": {'
@@ -52,17 +119,28 @@ def candidate_log_prob(scored: Scored, name: str, form: Candidate = "name", norm
     form: "name" sums up to and including the token that holds the name's closing quote,
     "name+opening" the whole continuation. normalise: the mean per token instead of the sum.
     """
-    end = len(json.dumps(name, ensure_ascii=False)) - 1  # characters up to and with the closing quote
-    count = len(scored.ends)
-    if form == "name":
-        count = next(i for i, e in enumerate(scored.ends) if e >= end) + 1
-    used = scored.log_probs[:count]
+    used = scored.log_probs[: candidate_length(scored, name, form)]
     return math.fsum(used) / (len(used) if normalise else 1)
 
 
-def score(engine: Engine, queries: Sequence[Query]) -> list[list[Scored]]:
+def candidate_length(scored: Scored, name: str, form: Candidate = "name") -> int:
+    """Number of tokens that a candidate's log-probability sums."""
+    if form == "name":
+        return next(i for i, e in enumerate(scored.ends) if e >= _closing(name)) + 1
+    if not scored.ends or scored.ends[-1] < len(scored.continuation):
+        raise ValueError("scored up to the name only")
+    return len(scored.ends)
+
+
+def _closing(name: str) -> int:
+    """Characters of a continuation up to the name's closing quote, which counts."""
+    return len(json.dumps(name, ensure_ascii=False)) - 1
+
+
+def score(engine: Engine, queries: Sequence[Query], form: Candidate = "name") -> list[list[Scored]]:
     """Token log-probabilities (nats) of every tool of every query, as the opening of the model's own call.
 
+    form: "name" scores no more than `candidate_log_prob` will sum, the tokens up to the closing quote.
     Reads the question and the tools, never a label. Raises EngineError for a query without tools or a
     score that isn't a finite number: an unscored sample is a failure, not a margin.
     """
@@ -73,6 +151,7 @@ def score(engine: Engine, queries: Sequence[Query]) -> list[list[Scored]]:
         [prompts.act(q) for q in queries],
         prompts.OPENING,
         [[continuation(t.name) for t in q.tools] for q in queries],
+        [[_closing(t.name) for t in q.tools] for q in queries] if form == "name" else None,
     )
     for query, rows in zip(queries, scored, strict=True):
         if not all(math.isfinite(x) for row in rows for x in row.log_probs):
@@ -92,4 +171,4 @@ def uncertainty(
 
 def estimate(engine: Engine, query: Query, form: Candidate = "name", normalise: bool = False) -> Uncertainty:
     """How certain the model is of its best tool for one query: `score`, then `uncertainty`."""
-    return uncertainty(score(engine, [query])[0], query.tools, form, normalise)
+    return uncertainty(score(engine, [query], form)[0], query.tools, form, normalise)

@@ -1,70 +1,82 @@
-"""What to run, and running it: samples through arms, batch by batch, every stage result kept.
+"""What to run, and running it: samples through arms, every stage result kept.
 
-`Study` is all a notebook needs: `run` computes what is missing, `records` selects.
+`open_study` is all a notebook needs: `run` computes what is missing, `records` and its like select.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
 import platform
-import shutil
 import subprocess
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from functools import cache, cached_property
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
-from pydantic import TypeAdapter
 from tqdm import tqdm
 
-from ttsi import __version__, arms, benchmarks, estimator, prompts, sources, synthesizer
-from ttsi.arms import ADAPTING, ARMS, Adapted, Done, Mode, Outcome, Setting
-from ttsi.calls import judge
+from ttsi import __version__, arms, benchmarks, frames, planning, pools, results, sources
+from ttsi.arms import ARMS
 from ttsi.config import Profile, load_profile
-from ttsi.engines.base import EngineError, Request, native_dtype
-from ttsi.seeds import seed_for
-from ttsi.store import Row, Store
-from ttsi.types import (
-    Example,
-    Generation,
-    LoraSettings,
-    Query,
-    Sample,
-    Sampling,
-    Scored,
-    Synthesis,
-    Uncertainty,
-    Verdict,
-)
+from ttsi.engines.base import native_dtype
+from ttsi.models import TINY, model_dir, model_hash
+from ttsi.outcomes import Mode, Outcome, Setting
+from ttsi.stages import StoredStages
+from ttsi.store import Store
+from ttsi.types import Query, Sample, Synthesis
 
 if TYPE_CHECKING:
-    from ttsi.engines.torch import TorchEngine
+    from ttsi.results import Results
 
-T = TypeVar("T")
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scikit-learn", "papermill")
 
-# Seconds per sample and stage: 0.5B, float32, 2 cores, SealTool-sized prompts; other models in proportion.
-_GUESS = {"answer": 5.0, "score": 2.0, "example": 5.0, "adapted": 9.0}
-_GUESS_UNCERTAIN = 0.6
-_RELATIVE_COST = {"tiny": 0.01, "smollm2-135m": 0.3, "qwen2.5-coder-1.5b": 3.0}
-_DISK_GB = {"tiny": 0.01, "smollm2-135m": 0.5, "qwen2.5-coder-0.5b": 2.5, "qwen2.5-coder-1.5b": 5.5}
+
+def open_study(profile: str, source: str | Path | None = None, **overrides: Any) -> Study | Results:
+    """A study to run, or with `source` (a folder of committed results) one to read: no model, no data files.
+
+    Both answer `records`, `scores`, `examples_frame`, `embeddings_frame`, `header` and `variant` alike; on
+    results `run` and `score` do nothing. Raises ValueError for unknown settings or a folder without results.
+    """
+    if source:
+        return results.Results.under(Path(source), overrides)
+    return Study(profile, **overrides)
 
 
 class Study:
-    """One profile's run: its samples, its store, its model (loaded when first needed)."""
+    """One profile's run: its samples, its store, its models (loaded when first needed)."""
 
-    def __init__(self, profile: Profile | str, **overrides: Any) -> None:
+    def __init__(self, profile: Profile | str, *, of: Study | None = None, **overrides: Any) -> None:
         self.profile = load_profile(profile, **overrides) if isinstance(profile, str) else profile
         self.dtype = native_dtype() if self.profile.dtype == "auto" else self.profile.dtype
-        self.store = Store(sources.runs_dir() / self.profile.name / "store.sqlite", self.context)
+        self.variant_name = ""
+        self.store: Store = of.store if of else Store(self.folder / "store.sqlite", self.context)
         self.missing: dict[str, str] = {}
+        self.lacking: dict[tuple[str, str], str] = {}
+        """(benchmark, arm) → why it can't be run there, e.g. no training split."""
+        self._of = of
         self._samples: dict[tuple[str, int], list[Sample]] = {}
 
+    @property
+    def folder(self) -> Path:
+        """Where this run's store and adapters lie."""
+        return sources.runs_dir() / self.profile.name
+
     # --- what is studied --------------------------------------------------------------------------------
+
+    def variant(self, name: str) -> Study:
+        """The run beside this one under the profile's variant settings; store and models are shared."""
+        study = Study(self.profile.variant(name), of=self)
+        study.variant_name = name
+        return study
+
+    def everything(self) -> Study:
+        """This run as if it were asked for all samples of its benchmarks; store and models are shared."""
+        whole = dict.fromkeys(self.profile.benchmarks)
+        return Study(self.profile.model_copy(update={"benchmarks": whole}), of=self)
 
     def samples(self, benchmark: str, seed: int) -> list[Sample]:
         """The benchmark's samples under a run seed; empty, and named in `missing`, where it can't be had."""
@@ -87,21 +99,49 @@ class Study:
     def fetch(self) -> None:
         """Brings what the run needs onto this machine.
 
-        Raises Unavailable, naming every missing thing with the ways to get it, if the model or all
-        benchmarks are missing; a run goes on without some of the benchmarks.
+        Raises Unavailable, naming every missing thing with the ways to get it, if a model or all benchmarks
+        are missing; a run goes on without some of the benchmarks, and without a training pool.
         """
-        model = {} if self.profile.model == "tiny" else sources.fetch([self.profile.model])
+        wanted = [self.profile, *map(self.profile.variant, self.profile.variants)]
+        models = {p.model for p in wanted}
+        for p in wanted:
+            if isinstance(p.teacher, str) and {"tt_d", "teacher"} & set(p.arm_names):
+                models.add(p.teacher)
+        lacking = sources.fetch(sorted(models - {TINY}))
         left = [b for b in self.profile.benchmarks for seed in self.profile.seeds if self.samples(b, seed)]
-        if model or not left:
-            raise sources.Unavailable("\n".join([*model.values(), *self.missing.values()]))
+        if lacking or not left:
+            raise sources.Unavailable("\n".join([*lacking.values(), *self.missing.values()]))
 
     @cached_property
-    def engine(self) -> TorchEngine:
-        """The model, loaded on first use."""
+    def engine(self) -> Any:
+        """The model, loaded on first use; a variant of the same model uses its study's."""
+        if self._of and (self.profile.model, self.dtype) == (self._of.profile.model, self._of.dtype):
+            return self._of.engine
+        return self._load(self.profile.model)
+
+    @cached_property
+    def teacher_engine(self) -> Any:
+        """Who writes TT-D's examples, loaded on first use; `release` lets it go."""
+        teacher = self.profile.teacher
+        if teacher is None:
+            raise ValueError(f"profile {self.profile.name} names no teacher, which tt_d and teacher need")
+        if isinstance(teacher, dict):
+            from ttsi.engines.openai import OpenAIEngine
+
+            return OpenAIEngine.from_settings(teacher)
+        return self.engine if teacher == self.profile.model else self._load(teacher)
+
+    def _load(self, model: str) -> Any:
         from ttsi.engines.torch import TorchEngine
 
-        p = self.profile
-        return TorchEngine(_model_dir(p.model), name=p.model, dtype=self.dtype, threads=p.threads)
+        return TorchEngine(model_dir(model), name=model, dtype=self.dtype, threads=self.profile.threads)
+
+    def release(self) -> None:
+        """Lets go of the teacher's memory, and for a variant with a model of its own of that model's."""
+        self.__dict__.pop("teacher_engine", None)
+        if self._of and self.profile.model != self._of.profile.model:
+            self.__dict__.pop("engine", None)
+        gc.collect()
 
     @cached_property
     def context(self) -> dict[str, Any]:
@@ -126,7 +166,7 @@ class Study:
         versions = ", ".join(f"{k} {v}" for k, v in c["versions"].items())
         counts = ", ".join(f"{b} {'all' if n is None else n}" for b, n in p.benchmarks.items())
         return (
-            f"**Run** `{p.name}` · model `{p.model}` ({_model_hash(p.model)[:12]}, {self.dtype}) · "
+            f"**Run** `{p.name}` · model `{p.model}` ({model_hash(p.model)[:12]}, {self.dtype}) · "
             f"samples: {counts} · seeds {p.seeds} · tools {p.tool_order} · τ = {p.tau} · "
             f"commit `{c['commit']}`  \n"
             f"**Machine** {c['machine']} · {versions}"
@@ -135,51 +175,141 @@ class Study:
     # --- running ----------------------------------------------------------------------------------------
 
     def run(self, arms: Sequence[str] | None = None, benchmarks: Sequence[str] | None = None) -> None:
-        """Computes what the arms still lack, batch by batch; a killed run goes on where it stopped."""
-        for benchmark in benchmarks or self.profile.benchmarks:
-            for seed in self.profile.seeds:
-                for arm, mode, inference in self._selections(arms, benchmark):
-                    self._outcomes(arm, mode, inference, benchmark, seed, compute=True)
+        """Computes what the arms still lack; a killed run goes on where it stopped.
 
-    def score(self, benchmarks: Sequence[str] | None = None) -> None:
-        """Computes the base answers and H's scores that are missing, and nothing else."""
-        for benchmark in benchmarks or self.profile.benchmarks:
-            for seed in self.profile.seeds:
-                self._outcomes("base", None, "direct", benchmark, seed, compute=True)
-                queries = [s.query for s in self.samples(benchmark, seed)]
-                if not queries:
-                    continue
-                stages = StoredStages(self, benchmark, seed, "direct", compute=True)
-                groups = [
-                    queries[i : i + self.profile.batch] for i in range(0, len(queries), self.profile.batch)
-                ]
-                known = stages.stored_scores(queries)
-                for group in tqdm(groups, desc=f"{benchmark} scores", unit="batch", disable=known):
-                    stages.score(group)
+        arms: those of the profile's to run, by default all of them. Group by group the arms are run that
+        need nothing but the group, so that they share what the engine keeps of its prompts; then the others.
+        """
+        self._check(arms)
+        try:
+            for benchmark in benchmarks or self.profile.benchmarks:
+                for seed in self.profile.seeds:
+                    chosen = list(self.selections(arms, benchmark, seed))
+                    self._run_groups([c for c in chosen if not ARMS[c[0]].whole], benchmark, seed)
+                    for arm, mode, inference, size in chosen:
+                        if ARMS[arm].whole:
+                            self._outcomes(arm, mode, inference, benchmark, seed, True, size)
+        finally:
+            self.release()
 
-    def _selections(self, names: Sequence[str] | None, benchmark: str) -> list[tuple[str, Mode | None, str]]:
-        chosen: list[tuple[str, Mode | None, str]] = []
-        for arm in names or self.profile.arms:
-            if arm not in ARMS:
-                raise ValueError(f"no arm {arm!r}; there are {', '.join(ARMS)}")
-            modes: Sequence[Mode | None] = self.profile.modes_of(benchmark) if arm in ADAPTING else [None]
-            chosen += [(arm, m, i) for m in modes for i in self.profile.inference]
-        return chosen
-
-    def _outcomes(
-        self, arm: str, mode: Mode | None, inference: str, benchmark: str, seed: int, compute: bool
-    ) -> list[Outcome]:
+    def _run_groups(
+        self, chosen: Sequence[tuple[str, Mode | None, str, int]], benchmark: str, seed: int
+    ) -> None:
         queries = [s.query for s in self.samples(benchmark, seed)]
-        setting = Setting(self.profile.tau, mode or "exact")
+        todo = [c for c in chosen if not self._complete(c, queries, benchmark, seed)]
         size = self.profile.batch
         groups = [queries[i : i + size] for i in range(0, len(queries), size)]
-        stages = StoredStages(self, benchmark, seed, inference, compute)
-        out: list[Outcome] = []
-        label = " ".join(filter(None, [benchmark, arm, mode, inference if inference != "direct" else ""]))
-        missing = compute and any(not stages.complete(ARMS[arm], g, setting) for g in groups)
-        for group in tqdm(groups, desc=label, unit="batch", disable=not missing):
-            out += ARMS[arm](stages, group, setting)
-        return out
+        label = f"{benchmark} {' '.join(dict.fromkeys(c[0] for c in todo))}"
+        for group in tqdm(groups, desc=label, unit="batch", disable=not todo):
+            for arm, mode, inference, pool_size in todo:
+                self._outcomes(arm, mode, inference, benchmark, seed, True, pool_size, group)
+
+    def _complete(
+        self, chosen: tuple[str, Mode | None, str, int], queries: Sequence[Query], benchmark: str, seed: int
+    ) -> bool:
+        """Whether an arm's results are all stored; computes nothing."""
+        arm, mode, inference, size = chosen
+        stages = StoredStages(self, benchmark, seed, inference, False, arm)
+        arms.play(arm, stages, queries, self.setting(mode, seed, size), self._by_id(benchmark, seed))
+        return stages.complete
+
+    def score(self, benchmarks: Sequence[str] | None = None) -> None:
+        """Computes what the estimators lack: base answers, H's scores, and what the profile asks beyond."""
+        for benchmark in benchmarks or self.profile.benchmarks:
+            wanted = self.profile.estimators_of(benchmark)
+            for seed in self.profile.seeds:
+                queries = [s.query for s in self.samples(benchmark, seed)]
+
+                def ask(group: Sequence[Query], direct: StoredStages, voted: StoredStages) -> None:
+                    direct.answer(group)
+                    direct.score(group)
+                    if "whole" in wanted:  # noqa: B023 - called within the loop
+                        direct.scored(group, "name+opening")
+                        direct.whole(group)
+                    if "votes" in wanted:  # noqa: B023
+                        voted.answer(group)
+
+                if not queries:
+                    continue
+                probes = [StoredStages(self, benchmark, seed, i, False) for i in ("direct", "majority")]
+                ask(queries, *probes)
+                direct, voted = (StoredStages(self, benchmark, seed, i, True) for i in ("direct", "majority"))
+                done = all(probe.complete for probe in probes)
+                groups = direct.groups(queries)
+                for group in tqdm(groups, desc=f"{benchmark} scores", unit="batch", disable=done):
+                    ask(group, direct, voted)
+
+    def embed(self, benchmarks: Sequence[str] | None = None) -> None:
+        """Computes where the questions, and those written after them, lie in the model's hidden states."""
+        for benchmark, seed, queries, stages in self._each(benchmarks, compute=True):
+            stages.embeddings(queries, synthetic=False)
+            kept = self.examples(benchmark, seed)
+            written = [q for q in queries if q.id in kept and not kept[q.id].failed]
+            stages.embeddings(written, synthetic=True)
+
+    def _check(self, names: Sequence[str] | None) -> None:
+        for arm in [*(names or []), *self.profile.arm_names]:
+            if arm not in ARMS:
+                raise ValueError(f"no arm {arm!r}; there are {', '.join(ARMS)}")
+
+    def selections(
+        self, names: Sequence[str] | None, benchmark: str, seed: int
+    ) -> Iterator[tuple[str, Mode | None, str, int]]:
+        """(arm, mode, inference, size of its pool or 0) of what can be run, in the order in which it runs."""
+        self._check(names)
+        p = self.profile
+        own = [a for a in p.arms_of(benchmark) if names is None or a in names]
+        for arm in (a for a in ARMS if a in own):
+            about = ARMS[arm]
+            if (why := self._obstacle(arm, benchmark, seed)) is not None:
+                self.lacking[benchmark, arm] = why
+                continue
+            modes = p.modes_of(benchmark) if arm == "tt_si" else p.modes_of(benchmark)[:1]
+            for mode in modes if about.trains else [None]:
+                for inference in p.inference if about.voted else ["direct"]:
+                    for size in p.ood_sizes if arm == "sft_ood" else [0]:
+                        yield arm, mode, inference, size
+
+    def _obstacle(self, arm: str, benchmark: str, seed: int) -> str | None:
+        """Why an arm can't be run on a benchmark; None = it can."""
+        if arm in ("tt_d", "teacher") and self.profile.teacher is None:
+            return "the profile names no teacher"
+        kind = ARMS[arm].pool
+        if kind is None or not self.samples(benchmark, seed):
+            return None
+        try:
+            pools.load(benchmark, kind, self.profile.sft_calls if kind == "in" else "all", seed)
+        except pools.NoPool as reason:
+            return str(reason).partition(": ")[2]
+        except sources.Unavailable as reason:
+            return str(reason)
+        return None
+
+    def setting(self, mode: Mode | None, seed: int, size: int) -> Setting:
+        """What an arm of this run may vary."""
+        p = self.profile
+        return Setting(
+            p.tau, mode or "exact", seed, p.sft_samples, p.sft_calls, p.sft_epochs, size or 1, p.max_votes
+        )
+
+    def _by_id(self, benchmark: str, seed: int) -> dict[str, Sample]:
+        return {s.id: s for s in self.samples(benchmark, seed)}
+
+    def _outcomes(
+        self,
+        arm: str,
+        mode: Mode | None,
+        inference: str,
+        benchmark: str,
+        seed: int,
+        compute: bool,
+        size: int = 0,
+        queries: Sequence[Query] | None = None,
+    ) -> list[Outcome]:
+        samples = self._by_id(benchmark, seed)
+        asked = [s.query for s in samples.values()] if queries is None else queries
+        stages = StoredStages(self, benchmark, seed, inference, compute, arm)
+        return arms.play(arm, stages, asked, self.setting(mode, seed, size), samples)
 
     # --- reading ----------------------------------------------------------------------------------------
 
@@ -187,93 +317,67 @@ class Study:
         """One judged row per benchmark, sample, seed, arm, mode and inference of what is stored.
 
         status "error": the machine failed; the row has no verdict and is never scored.
+        Columns: `frames.RECORDS`.
         """
         rows = []
         for benchmark in self.profile.benchmarks:
             for seed in self.profile.seeds:
-                samples = {s.id: s for s in self.samples(benchmark, seed)}
-                for arm, mode, inference in self._selections(arms, benchmark):
-                    for outcome in self._outcomes(arm, mode, inference, benchmark, seed, compute=False):
-                        if outcome.error != _NOT_RUN:
-                            row = self._record(samples[outcome.id], outcome, inference)
-                            rows.append({"seed": seed, "arm": arm, "mode": mode or "none", **row})
-        return pd.DataFrame(rows, columns=None if rows else _COLUMNS)
+                samples = self._by_id(benchmark, seed)
+                for arm, mode, inference, size in self.selections(arms, benchmark, seed):
+                    done = self._outcomes(arm, mode, inference, benchmark, seed, False, size)
+                    rows += [
+                        frames.record(self, samples[o.id], o, arm, mode, inference, seed)
+                        for o in self._ran(arm, done)
+                    ]
+        return frames.outcomes_frame(rows, frames.RECORDS)
 
-    def _record(self, sample: Sample, outcome: Outcome, inference: str) -> dict[str, Any]:
-        p = self.profile
-        row: dict[str, Any] = {
-            "profile": p.name,
-            "benchmark": sample.benchmark,
-            "sample": sample.id,
-            "cluster": sample.cluster,
-            "inference": inference,
-            "model": p.model,
-            "dtype": self.dtype,
-            "tool_order": p.tool_order,
-            "n_tools": len(sample.tools),
-            "flags": ",".join(sorted(sample.flags)),
-            "status": "error" if outcome.error else "ok",
-            "error": outcome.error,
-            "margin": outcome.margin,
-            "tau": p.tau,
-            "uncertain": outcome.uncertain,
-            "adapted": outcome.adapted,
-            "diverged": outcome.diverged,
-            "source": outcome.source,
-            "correct": None,
-            "code": "",
-            "form": "",
-            "reply": "",
-            "tokens_answer": 0,
-            "tokens_h": outcome.tokens_h,
-            "tokens_t": outcome.fit.tokens if outcome.fit else 0,
-            **{f"seconds_{k}": outcome.seconds.get(k, 0.0) for k in ("h", "g", "t", "answer")},
-            **_example_columns(outcome.synthesis if outcome.uncertain else None),
-        }
-        if not outcome.error:
-            reply = outcome.replies[0] if inference == "direct" else arms.majority(outcome.replies)
-            verdict = self._judge(reply.text, sample)
-            row |= {
-                "correct": verdict.correct,
-                "code": verdict.code,
-                "form": verdict.form,
-                "reply": reply.text,
-            }
-            row["tokens_answer"] = sum(len(r.tokens) for r in outcome.replies)
-        return row
+    def _ran(self, arm: str, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """The outcomes of an arm as far as it was run: whole groups, or all samples, or none.
 
-    def _judge(self, reply: str, sample: Sample) -> Verdict:
-        p = self.profile
-        return judge(reply, sample, rule=p.judge, accept=p.accept, strict_types=p.strict_types)
+        Of a run that was cut, what is known first are the samples that nothing had to be computed for: to
+        count those alone would be to count the certain ones.
+        """
+        size = len(outcomes) if ARMS[arm].whole else self.profile.batch
+        groups = [outcomes[i : i + size] for i in range(0, len(outcomes), max(1, size))]
+        return [o for group in groups if all(map(frames.known, group)) for o in group]
 
     def scores(self) -> pd.DataFrame:
-        """One row per benchmark, sample and seed: H's margin beside whether the base answer is right."""
-        rows = []
-        for benchmark in self.profile.benchmarks:
-            for seed in self.profile.seeds:
-                samples = self.samples(benchmark, seed)
-                if not samples:
-                    continue
-                stages = StoredStages(self, benchmark, seed, "direct", compute=False)
-                scored = stages.score([s.query for s in samples])
-                answers = stages.answer([s.query for s in samples])
-                for sample in samples:
-                    u, a = scored[sample.id].value, answers[sample.id].value
-                    if u is None or a is None:
-                        continue
-                    rows.append(
-                        {
-                            "benchmark": benchmark,
-                            "sample": sample.id,
-                            "cluster": sample.cluster,
-                            "seed": seed,
-                            "n_tools": len(sample.tools),
-                            "margin": u.margin,
-                            "log_probs": list(u.log_probs),
-                            "base_correct": self._judge(a[0].text, sample).correct,
-                        }
-                    )
-        return pd.DataFrame(rows, columns=None if rows else _SCORE_COLUMNS)
+        """One row per benchmark, sample and seed: what H and its rivals say. Columns: `frames.SCORES`."""
+        rows = [r for b, seed, *_ in self._each() for r in frames.scores(self, b, seed)]
+        return frames.outcomes_frame(rows, frames.SCORES)
+
+    def examples_frame(self) -> pd.DataFrame:
+        """One row per synthetic example, without its text. Columns: `frames.EXAMPLES`."""
+        rows = [r for b, seed, *_ in self._each() for r in frames.examples(self, b, seed)]
+        return frames.outcomes_frame(rows, frames.EXAMPLES)
+
+    def embeddings_frame(self, compute: bool = True) -> pd.DataFrame:
+        """One row per question, asked or written: principal components of the model's hidden states.
+
+        kind: "seed" or "synthetic". compute: embeds first what isn't yet.
+        """
+        if compute:
+            self.embed()
+        vectors: list[tuple[dict[str, Any], np.ndarray]] = []
+        for benchmark, seed, queries, stages in self._each():
+            for kind in ("seed", "synthetic"):
+                found = stages.embeddings(queries, synthetic=kind == "synthetic")
+                for i, done in found.items():
+                    key = {"variant": self.variant_name, "benchmark": benchmark, "sample": i, "seed": seed}
+                    vectors += [
+                        ({**key, "kind": kind, "index": n}, v) for n, v in enumerate(done.value or ())
+                    ]
+        return frames.embeddings_frame(vectors)
+
+    def samples_frame(self) -> pd.DataFrame:
+        """One row per sample of what is studied: counts and flags, no text. Columns: `frames.SAMPLES`."""
+        rows = [
+            frames.sample_row(self, sample, seed, original)
+            for benchmark in self.profile.benchmarks
+            for seed in self.profile.seeds
+            for sample, original in frames.with_original_order(self, benchmark, seed)
+        ]
+        return frames.outcomes_frame(rows, frames.SAMPLES)
 
     def examples(self, benchmark: str, seed: int = 0) -> dict[str, Synthesis]:
         """The synthetic examples stored for a benchmark, by sample id."""
@@ -283,343 +387,22 @@ class Study:
         done = StoredStages(self, benchmark, seed, "direct", compute=False).synthesize(queries)
         return {i: d.value for i, d in done.items() if d.value is not None}
 
-    # --- planning ---------------------------------------------------------------------------------------
+    def _each(
+        self, benchmarks: Sequence[str] | None = None, compute: bool = False
+    ) -> Iterator[tuple[str, int, list[Query], StoredStages]]:
+        """Every benchmark and seed that can be had, with its queries and stages."""
+        for benchmark in benchmarks or self.profile.benchmarks:
+            for seed in self.profile.seeds:
+                if queries := [s.query for s in self.samples(benchmark, seed)]:
+                    yield benchmark, seed, queries, StoredStages(self, benchmark, seed, "direct", compute)
+
+    def export(self, folder: str | Path) -> Path:
+        """The folder, now holding this run and its variants, ready to be committed: see `results`."""
+        return results.export(self, Path(folder))
 
     def plan(self) -> str:
         """What a run would do: samples, what is in the store, estimated minutes and disk. Loads no model."""
-        p, lines, seconds = self.profile, [], 0.0
-        for benchmark in p.benchmarks:
-            for seed in p.seeds:
-                queries = [s.query for s in self.samples(benchmark, seed)]
-                if benchmark in self.missing:
-                    lines.append(f"  {benchmark}: missing. {self.missing[benchmark]}")
-                    continue
-                for stage, need in self._needs(benchmark, seed, queries).items():
-                    todo = (need["samples"] - need["stored"]) * _RELATIVE_COST.get(p.model, 1.0)
-                    seconds += todo * need["rate"]
-                    lines.append(
-                        f"  {benchmark} seed {seed} {stage:18s} {need['samples']:5.0f} samples, "
-                        f"{need['stored']:5.0f} stored, about {todo * need['rate'] / 60:5.1f} min to compute"
-                    )
-        text = "\n".join(lines)
-        return (
-            f"Plan of profile {p.name}: model {p.model} ({self.dtype}), arms {', '.join(p.arms)}\n{text}\n"
-            f"Estimated {seconds / 60:.0f} minutes after set-up and download; results: {self.store.path}\n"
-            f"Disk: about {_DISK_GB.get(p.model, 1.5):.1f} GB for the model and its cache, "
-            f"{shutil.disk_usage('.').free / 1e9:.0f} GB free"
-        )
-
-    def _needs(self, benchmark: str, seed: int, queries: Sequence[Query]) -> dict[str, dict[str, float]]:
-        stages = StoredStages(self, benchmark, seed, "direct", compute=False)
-        total = len(queries)
-        tools = sum(len(q.tools) for q in queries) / max(1, total)
-        weight = max(1.0, tools / 5)
-        answers, scores = stages.answer(queries), stages.score(queries)
-        needs = {"answer": {"samples": total, "stored": _stored(answers), "rate": _GUESS["answer"] * weight}}
-        if not ADAPTING & set(self.profile.arms):
-            return needs
-        known = [d.value.margin < self.profile.tau for d in scores.values() if d.value]
-        uncertain = sum(known) + _GUESS_UNCERTAIN * (total - len(known))
-        needs["score"] = {"samples": total, "stored": len(known), "rate": _GUESS["score"]}
-        written = stages.synthesize(queries)
-        needs["example"] = {"samples": uncertain, "stored": _stored(written), "rate": _GUESS["example"]}
-        usable = {i: d.value for i, d in written.items() if d.value}
-        for mode in self.profile.modes_of(benchmark):
-            done = stages.adapt(queries, usable, mode)
-            factor = weight * (2.0 if mode == "exact" else 1.0)
-            rate = _GUESS["adapted"] * factor
-            stored = _stored(done) + sum(v.failed for v in usable.values())
-            needs[f"adapted {mode}"] = {"samples": uncertain, "stored": stored, "rate": rate}
-        for need in needs.values():
-            need["stored"] = min(need["stored"], need["samples"])
-        return needs
-
-
-_NOT_RUN = "not run"
-_COLUMNS = [
-    "benchmark",
-    "sample",
-    "cluster",
-    "seed",
-    "arm",
-    "inference",
-    "mode",
-    "correct",
-    "status",
-    "source",
-]
-_SCORE_COLUMNS = ["benchmark", "sample", "cluster", "seed", "n_tools", "margin", "log_probs", "base_correct"]
-_REPLIES = TypeAdapter(tuple[Generation, ...])
-_SCORED = TypeAdapter(tuple[Scored, ...])
-_SYNTHESIS = TypeAdapter(Synthesis)
-_ADAPTED = TypeAdapter(Adapted)
-
-
-class StoredStages:
-    """The stages of one benchmark and seed: read from the store, computed and kept where missing.
-
-    With `compute=False` what is missing is a `Done` without value, marked "not run".
-    """
-
-    def __init__(self, study: Study, benchmark: str, seed: int, inference: str, compute: bool) -> None:
-        self.study, self.benchmark, self.seed, self.compute = study, benchmark, seed, compute
-        self.profile = study.profile
-        self.inference = inference
-        self._missed = False
-
-    def complete(self, arm: Callable[..., list[Outcome]], queries: Sequence[Query], setting: Setting) -> bool:
-        """Whether the arm's results for these queries are all stored; computes nothing."""
-        probe = StoredStages(self.study, self.benchmark, self.seed, self.inference, compute=False)
-        arm(probe, queries, setting)
-        return not probe._missed
-
-    def stored_scores(self, queries: Sequence[Query]) -> bool:
-        """Whether H's scores of these queries are all stored."""
-        probe = StoredStages(self.study, self.benchmark, self.seed, self.inference, compute=False)
-        return all(d.value for d in probe.score(queries).values())
-
-    # --- the four stages --------------------------------------------------------------------------------
-
-    def answer(self, queries: Sequence[Query]) -> dict[str, Done[tuple[Generation, ...]]]:
-        sampling = self._sampling(self.inference)
-
-        def compute(batch: Sequence[Query]) -> list[tuple[Generation, ...]]:
-            requests = [Request(prompts.act(q), self._seed(q, "answer"), lookup=True) for q in batch]
-            return [tuple(r) for r in self.study.engine.generate(requests, sampling)]
-
-        settings = self._settings(sampling=asdict(sampling))
-        return self._stage("answer", settings, queries, _REPLIES, compute)
-
-    def score(self, queries: Sequence[Query]) -> dict[str, Done[Uncertainty]]:
-        p = self.profile
-
-        def compute(batch: Sequence[Query]) -> list[tuple[Scored, ...]]:
-            return [tuple(r) for r in estimator.score(self.study.engine, batch)]
-
-        scored = self._stage("score", self._settings(opening=prompts.OPENING), queries, _SCORED, compute)
-        tools = {q.id: q.tools for q in queries}
-        out: dict[str, Done[Uncertainty]] = {}
-        for i, d in scored.items():
-            value, error = None, d.error
-            if d.value is not None:
-                try:
-                    value = estimator.uncertainty(d.value, tools[i], p.candidate, p.normalise)
-                except ValueError as problem:
-                    error = str(problem)
-            out[i] = Done(value, error, d.seconds, d.source)
-        return out
-
-    def synthesize(self, queries: Sequence[Query]) -> dict[str, Done[Synthesis]]:
-        p = self.profile
-        parts = []
-        for index in range(p.k):
-
-            def compute(batch: Sequence[Query], index: int = index) -> list[Synthesis]:
-                return synthesizer.synthesize(
-                    self.study.engine,
-                    batch,
-                    lambda sample, attempt: seed_for(self.seed, self.benchmark, sample, "example", attempt),
-                    p.synthesis_sampling,
-                    first=index,
-                    retries=p.retries,
-                    validate=p.validate_examples,
-                    novelty=p.novelty,
-                )
-
-            parts.append(self._stage("example", self._writing(index), queries, _SYNTHESIS, compute))
-        return {q.id: _join([part[q.id] for part in parts]) for q in queries}
-
-    def adapt(
-        self, queries: Sequence[Query], examples: Mapping[str, Synthesis], mode: Mode
-    ) -> dict[str, Done[Adapted]]:
-        lora = self.profile.lora(mode)
-        sampling = self._sampling(self.inference)
-        written = {i: s for i, s in examples.items() if not s.failed}
-        queries = [q for q in queries if q.id in written]
-
-        def compute(batch: Sequence[Query]) -> list[Adapted]:
-            return self._adapt(batch, written, lora, sampling)
-
-        settings = self._settings(
-            lora=asdict(lora),
-            sampling=asdict(sampling),
-            examples=[self._writing(i) for i in range(self.profile.k)],
-        )
-        return self._stage("adapted", settings, queries, _ADAPTED, compute)
-
-    def _adapt(
-        self, batch: Sequence[Query], written: Mapping[str, Synthesis], lora: LoraSettings, sampling: Sampling
-    ) -> list[Adapted]:
-        from ttsi import trainer
-
-        engine = self.study.engine
-        drafts = self.answer(batch) if self.inference == "direct" else {}
-        began = time.perf_counter()
-        fitted = trainer.fit(
-            engine,
-            [trainer.job(q.tools, written[q.id].examples, self._seed(q, "adapter")) for q in batch],
-            lora,
-            bank=self.profile.bank,
-        )
-        seconds_t = (time.perf_counter() - began) / len(batch)
-        began = time.perf_counter()
-        able = [i for i, f in enumerate(fitted) if f is not None]
-        requests = []
-        for i in able:
-            known = drafts[batch[i].id].value if batch[i].id in drafts else None
-            adapter = fitted[i][0]  # type: ignore[index]
-            requests.append(
-                Request(
-                    prompts.act(batch[i]),
-                    self._seed(batch[i], "answer"),
-                    adapter=adapter,
-                    draft=known[0].tokens if known else (),
-                    lookup=True,
-                )
-            )
-        replies = dict(zip(able, engine.generate(requests, sampling), strict=True)) if able else {}
-        seconds = (time.perf_counter() - began) / max(1, len(able))
-        return [
-            Adapted(f[1] if f else None, tuple(replies.get(i, ())), seconds_t, seconds if f else 0.0)
-            for i, f in enumerate(fitted)
-        ]
-
-    # --- remembering ------------------------------------------------------------------------------------
-
-    def _stage(
-        self,
-        stage: str,
-        settings: Mapping[str, Any],
-        queries: Sequence[Query],
-        kind: TypeAdapter[T],
-        compute: Callable[[Sequence[Query]], list[T]],
-    ) -> dict[str, Done[T]]:
-        store, key = self.study.store, (stage, settings, self.benchmark, self.seed)
-        rows = store.get(*key, [q.id for q in queries])
-        open_queries = [q for q in queries if q.id not in rows or (self.compute and _passing(rows[q.id]))]
-        if open_queries and self.compute:
-            # A group that was cut is computed whole: in bfloat16 the shape of a batch can turn a near-tie.
-            # The store keeps the rows it has. G and T come in groups that the threshold forms anyway.
-            batch = queries if stage in ("answer", "score") else open_queries
-            store.put(*key, _computed(batch, compute, kind))
-            rows = store.get(*key, [q.id for q in queries])
-        self._missed |= bool(open_queries)
-        out: dict[str, Done[T]] = {}
-        for query in queries:
-            row = rows.get(query.id)
-            if row is None:
-                out[query.id] = Done(None, _NOT_RUN)
-            elif row.status == "error":
-                out[query.id] = Done(None, row.value, row.seconds, row.source)
-            else:
-                out[query.id] = Done(kind.validate_json(row.value), "", row.seconds, row.source)
-        return out
-
-    def _seed(self, query: Query, stage: str) -> int:
-        return seed_for(self.seed, self.benchmark, query.id, stage)
-
-    def _sampling(self, inference: str) -> Sampling:
-        return self.profile.direct_sampling if inference == "direct" else self.profile.vote_sampling
-
-    def _settings(self, **more: Any) -> dict[str, Any]:
-        p = self.profile
-        return {
-            "model": _model_hash(p.model),
-            "dtype": self.study.dtype,
-            "data": _fingerprint(self.benchmark),
-            "tool_order": p.tool_order,
-            "keep_components": p.keep_components,
-            "prompts": prompts.version(),
-            **more,
-        }
-
-    def _writing(self, index: int) -> dict[str, Any]:
-        p = self.profile
-        return self._settings(
-            writer="self",
-            index=index,
-            sampling=asdict(p.synthesis_sampling),
-            retries=p.retries,
-            validate=p.validate_examples,
-            novelty=p.novelty,
-        )
-
-
-def _computed(
-    queries: Sequence[Query], compute: Callable[[Sequence[Query]], list[T]], kind: TypeAdapter[T]
-) -> list[Row]:
-    """A batch's rows. If the machine fails on the batch, each sample is tried alone; what fails then is
-    an error row: kept apart, never scored, tried again by the next run."""
-    began = time.perf_counter()
-    try:
-        values = compute(queries)
-    except EngineError as error:
-        if len(queries) > 1:
-            return [row for q in queries for row in _computed([q], compute, kind)]
-        return [Row(queries[0].id, "error", f"{type(error).__name__}: {error}", 0.0, 1)]
-    seconds = (time.perf_counter() - began) / len(queries)
-    return [
-        Row(q.id, "ok", kind.dump_json(v).decode(), seconds, len(queries))
-        for q, v in zip(queries, values, strict=True)
-    ]
-
-
-def _passing(row: Row) -> bool:
-    """Whether a row is a failure that may pass: tried again by the next run. What is too long stays so."""
-    return row.status == "error" and not row.value.startswith("TooLong")
-
-
-def _join(parts: Sequence[Done[Synthesis]]) -> Done[Synthesis]:
-    """The examples of all indices as one synthesis; the first failure of the machine, if any."""
-    bad = next((d for d in parts if d.value is None), None)
-    if bad is not None:
-        return bad
-    values = [d.value for d in parts if d.value is not None]
-    joined = Synthesis(
-        tuple(e for v in values for e in v.examples),
-        tuple(f for v in values for f in v.failures),
-        sum(v.prompt_tokens for v in values),
-        sum(v.tokens for v in values),
-    )
-    loaded = any(d.source == "loaded" for d in parts)
-    return Done(joined, "", sum(d.seconds for d in parts), "loaded" if loaded else "computed")
-
-
-def _example_columns(synthesis: Synthesis | None) -> dict[str, Any]:
-    examples: tuple[Example, ...] = synthesis.examples if synthesis else ()
-    count = len(examples)
-    return {
-        "synthesis_failed": synthesis is not None and synthesis.failed,
-        "attempts": len(synthesis.failures) + count if synthesis else 0,
-        "copy_ratio": sum(e.copy_ratio for e in examples) / count if count else float("nan"),
-        "schema_valid": float(all(not e.schema_errors for e in examples)) if count else float("nan"),
-        "tokens_g": synthesis.tokens if synthesis else 0,
-    }
-
-
-def _stored(done: Mapping[str, Done[Any]]) -> int:
-    return sum(d.value is not None for d in done.values())
-
-
-@cache
-def _fingerprint(benchmark: str) -> str:
-    return benchmarks.fingerprint(benchmark)
-
-
-def _model_dir(name: str) -> Path:
-    if name == "tiny":
-        from ttsi.engines import tiny
-
-        return tiny.model_dir()
-    return sources.model_dir(name)
-
-
-def _model_hash(name: str) -> str:
-    if name == "tiny":
-        from ttsi.engines import tiny
-
-        return tiny.source_hash()
-    return sources.model_hash(name)
+        return planning.plan(self)
 
 
 def _commit() -> str:

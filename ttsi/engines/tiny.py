@@ -7,8 +7,6 @@ some tools and torn between others, and writes examples of which some can't be r
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import random
 import shutil
@@ -21,12 +19,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ttsi import benchmarks, calls, fixture, prompts
+from ttsi import fixture, prompts
 from ttsi.benchmarks import to_sample
 from ttsi.calls import format_calls, gold_calls
 from ttsi.downloads import Pin, digest, lock, problem, say
 from ttsi.engines.base import Prompt
 from ttsi.engines.chat import Chat
+from ttsi.models import tiny_hash
 from ttsi.sources import cache_dir
 from ttsi.types import Sample
 
@@ -100,23 +99,12 @@ def _example(sample: Sample) -> str:
     return f"{request}\n{prompts.ANSWER} {format_calls(gold_calls(sample))}"
 
 
-def source_hash() -> str:
-    """What the fitted model is made from: this file, its lessons, the prompts and the libraries that fit it.
-
-    Changing one fits anew.
-    """
-    versions = [importlib.metadata.version(p) for p in ("torch", "transformers", "tokenizers")]
-    lessons_of = [digest(Path(str(module.__file__))) for module in (fixture, benchmarks, calls)]
-    parts = [digest(Path(__file__)), *lessons_of, prompts.version(), *versions]
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
-
-
 def model_dir() -> Path:
     """The fitted model's folder in the cache; fits it first if need be, once for all processes.
 
     A folder that isn't what was written there (damaged, incomplete) is removed and fitted again.
     """
-    folder = cache_dir() / "models" / f"tiny-{source_hash()[:16]}"
+    folder = cache_dir() / "models" / f"tiny-{tiny_hash()[:16]}"
     if _damage(folder):
         with lock(cache_dir() / "locks" / folder.name):
             if damage := _damage(folder):

@@ -1,0 +1,253 @@
+"""Runs that travel: what an export holds, what it must not hold, and going on from it elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ttsi import benchmarks, results, sources, trainer
+from ttsi.results import Redactor, Results, load_into, quotations
+from ttsi.stages import REDACTED
+from ttsi.study import Study, open_study
+from ttsi.synthesizer import copy_ratio
+from ttsi.types import Message, Query, Sample
+
+SETTINGS: dict[str, Any] = {
+    "arms": ["base", "tt_si", "tt_si_icl", "sft"],
+    "mode": "activated",
+    "inference": ["direct"],
+    "n": 10,
+    "sft_samples": 2,
+    "variants": {"k2": {"arms": ["tt_si"], "k": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A finished run with a variant, its estimators and embeddings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TTSI_RUNS", str(tmp_path_factory.mktemp("runs")))
+        study = Study("smoke", **SETTINGS)
+        for part in (study, study.variant("k2")):
+            part.run()
+        study.score()
+        study.embed()
+        return study
+
+
+@pytest.fixture(scope="module")
+def folder(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return study.export(tmp_path_factory.mktemp("results") / "smoke")
+
+
+@pytest.fixture(scope="module")
+def secret(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run's export, as if the fixture were a benchmark that may not be quoted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "FREE", frozenset())
+        return study.export(tmp_path_factory.mktemp("secret") / "smoke")
+
+
+def read(folder: Path, **overrides: Any) -> Results:
+    opened = open_study("smoke", folder, **overrides)
+    assert isinstance(opened, Results)
+    return opened
+
+
+# --- reading --------------------------------------------------------------------------------------------
+
+
+def test_the_frames_come_back_as_they_were(
+    study: Study, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = [study.records(), study.variant("k2").records(), study.scores(), study.examples_frame()]
+    embedded = study.embeddings_frame()
+    samples = study.samples_frame()
+    monkeypatch.setattr(benchmarks, "load", lambda *_, **__: pytest.fail("a benchmark was read"))
+    monkeypatch.setattr(Study, "__init__", lambda *_, **__: pytest.fail("a study was opened"))
+    back = read(folder)
+    back.run()
+    back.score()
+    assert frames[0]["correct"].notna().all() and len(frames[1])
+    for wanted, got in zip(
+        frames,
+        [back.records(), back.variant("k2").records(), back.scores(), back.examples_frame()],
+        strict=True,
+    ):
+        assert list(got.columns) == list(wanted.columns)
+        pd.testing.assert_frame_equal(got, wanted, check_dtype=False)
+    assert set(embedded["kind"]) == {"seed", "synthetic"}
+    np.testing.assert_array_equal(back.embeddings_frame().filter(like="pc"), embedded.filter(like="pc"))
+    pd.testing.assert_frame_equal(back.samples_frame(), samples, check_dtype=False)
+    assert len(read(folder, benchmarks={"fixture": None}).samples_frame()) == 40, "also of those not run"
+    assert study.context["commit"] in back.header() and "nothing computed here" in back.header()
+
+
+def test_an_export_is_small(folder: Path) -> None:
+    assert (folder / "embeddings.parquet").stat().st_size < 100_000
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 500_000
+
+
+def test_a_flipped_verdict_is_read(study: Study, folder: Path, tmp_path: Path) -> None:
+    table = pd.read_parquet(folder / "records.parquet")
+    table.loc[0, "correct"] = not table.loc[0, "correct"]
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    table.to_parquet(tmp_path / "records.parquet")
+    assert (read(tmp_path).records()["correct"] != study.records()["correct"]).sum() == 1
+
+
+def test_a_part_of_the_results_can_be_asked_for(study: Study, folder: Path) -> None:
+    first = [s.id for s in study.samples("fixture", 0)][:3]
+    few = read(folder, n=3, arms=["base", "tt_si"]).records(["base"])
+    assert few["sample"].tolist() == first and set(few["arm"]) == {"base"}
+    assert read(folder, benchmarks={"fixture": 3}).scores()["sample"].tolist() == first
+
+
+def test_what_wants_another_run_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"made with tau = 0\.95"):
+        read(folder, tau=0.5)
+    with pytest.raises(ValueError, match="no variant 'k3'"):
+        read(folder).variant("k3")
+    with pytest.raises(ValueError, match="holds no results"):
+        open_study("smoke", tmp_path)
+
+
+# --- going on -------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_from_an_export(
+    study: Study, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TTSI_RUNS", str(tmp_path))
+    load_into(tmp_path / "smoke" / "store.sqlite", folder)
+    elsewhere = Study("smoke", **SETTINGS)
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "engine", property(lambda _: pytest.fail("the model was loaded")))
+        elsewhere.run()
+        elsewhere.score()
+    got = elsewhere.records()
+    assert set(got["source"]) == {"loaded"}
+    pd.testing.assert_frame_equal(got, study.records().assign(source="loaded"))
+    more = Study("smoke", **{**SETTINGS, "n": 12, "arms": ["base"]})
+    more.run()
+    assert more.records()["source"].value_counts().to_dict() == {"loaded": 10, "computed": 2}
+
+
+# --- what may not leave ---------------------------------------------------------------------------------
+
+
+def strings(value: Any) -> list[str]:
+    """Every text in a table's cell, in JSON or plain."""
+    if isinstance(value, str):
+        try:
+            inner = json.loads(value)
+        except ValueError:
+            return [value]
+        return strings(inner) if isinstance(inner, dict | list) else [value]
+    if isinstance(value, dict):
+        return [t for v in value.values() for t in strings(v)]
+    if isinstance(value, list | np.ndarray):
+        return [t for v in value for t in strings(v)]
+    return []
+
+
+def test_no_question_leaves(study: Study, folder: Path, secret: Path) -> None:
+    asked = {s.id: s.query.question for s in study.samples("fixture", 0)}
+
+    def leaks(of: Path) -> int:
+        found = 0
+        for path in of.glob("*.parquet"):
+            table = pd.read_parquet(path)
+            for row in table.to_dict("records"):
+                texts = [t for column in ("value", "reply") for t in strings(row.get(column))]
+                found += sum(
+                    copy_ratio(t, asked[row["sample"]]) >= results.ALIKE
+                    for t in texts
+                    if row["sample"] in asked
+                )
+        return found
+
+    assert leaks(folder) > 0, "the search finds what may be quoted"
+    assert leaks(secret) == 0
+    written = pd.read_parquet(secret / "stages.parquet")
+    hidden = written[written["stage"] == REDACTED + "example"]["value"].map(json.loads)
+    examples = [e for v in hidden for e in v["examples"]]
+    assert examples and all(len(v["examples"]) == 1 for v in hidden)
+    assert all(e["question"].startswith("sha256:") and not e["calls"][0]["arguments"] for e in examples)
+
+
+def test_a_redacted_example_counts_and_is_never_learnt_from(
+    study: Study, secret: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TTSI_RUNS", str(tmp_path))
+    load_into(tmp_path / "smoke" / "store.sqlite", secret)
+    arms = {**SETTINGS, "arms": ["base", "tt_si"]}
+    kept = Study("smoke", **arms)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "fit", lambda *_, **__: pytest.fail("what is stored was trained again"))
+        kept.run()
+    wanted = study.records(["base", "tt_si"])
+    columns = ["sample", "arm", "reply", "correct", "copy_ratio", "attempts", "adapted"]
+    pd.testing.assert_frame_equal(kept.records()[columns], wanted[columns])
+    assert (
+        kept.examples_frame()["question_sha256"].tolist()
+        == study.examples_frame()["question_sha256"].tolist()
+    )
+
+    learnt: list[str] = []
+    fit = trainer.fit
+
+    def watched(engine: Any, jobs: Any, *args: Any, **kwargs: Any) -> Any:
+        learnt.extend(m.content for j in jobs for prompt, _ in j.examples for m in prompt.messages)
+        return fit(engine, jobs, *args, **kwargs)
+
+    monkeypatch.setattr(trainer, "fit", watched)
+    other = Study("smoke", **{**arms, "arms": ["tt_si"], "epochs": 1})
+    other.run()
+    assert len(learnt) == other.records()["adapted"].sum() > 0
+    assert not any("sha256" in text for text in learnt)
+    texts = {e.question for s in study.examples("fixture").values() for e in s.examples}
+    assert set(learnt) <= texts
+
+
+def test_quotations_and_likeness() -> None:
+    asked = "Please tell me the weather in Lima for the next five days, thank you very much."
+    query = Query("b-1", "b", (Message("user", asked),), ())
+    redactor = Redactor("b", {"b-1": Sample(query, ())})
+    assert redactor.matches("tell me the WEATHER in Lima, for the", "b-1"), "eight words in a row"
+    assert not redactor.matches("tell me the weather in Lima", "b-1")
+    assert redactor.matches("Please tell the weather in Lima, next five days, thanks very much.", "b-1"), (
+        "alike"
+    )
+    assert redactor.matches("… " + asked, "another sample's reply")
+    assert not redactor.matches('[{"name": "get_weather", "arguments": {"city": "Lima"}}]', "b-1")
+    assert len(quotations("one two three four five six seven eight nine")) == 2
+
+
+COMMITTED = sorted(p.parent for p in (Path(results.__file__).parent.parent / "results").glob("*/header.json"))
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda p: p.name)
+def test_committed_results_quote_no_benchmark(folder: Path) -> None:
+    texts = pd.concat(
+        [
+            pd.read_parquet(folder / "stages.parquet")[["benchmark", "sample", "value"]],
+            pd.read_parquet(folder / "records.parquet")[["benchmark", "sample", "reply"]].rename(
+                columns={"reply": "value"}
+            ),
+        ]
+    )
+    for benchmark, rows in texts.groupby("benchmark"):
+        try:
+            samples = {s.id: s for s in benchmarks.load(str(benchmark))}
+        except sources.Unavailable as error:
+            pytest.skip(str(error))
+        redactor = Redactor(str(benchmark), samples)
+        for sample, value in zip(rows["sample"], rows["value"], strict=True):
+            assert not any(redactor.matches(text, sample) for text in strings(value)), (benchmark, sample)

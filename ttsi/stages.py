@@ -1,0 +1,714 @@
+"""The stages of one benchmark and run seed: read from the store, computed and kept where missing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, lru_cache, partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
+
+import numpy as np
+from pydantic import TypeAdapter
+from tqdm import tqdm
+
+from ttsi import benchmarks, estimator, prompts, synthesizer
+from ttsi.calls import format_calls
+from ttsi.config import Profile
+from ttsi.downloads import digest
+from ttsi.engines.base import EngineError, Prompt, Request
+from ttsi.models import model_hash
+from ttsi.outcomes import NOT_RUN, Adapted, Done, Fitted, Material, Mode, Who
+from ttsi.pools import Worked
+from ttsi.seeds import seed_for
+from ttsi.store import Row, Store, settings_hash
+from ttsi.types import (
+    Generation,
+    LoraSettings,
+    Message,
+    Query,
+    Sample,
+    Sampling,
+    Scored,
+    Synthesis,
+    Uncertainty,
+)
+
+if TYPE_CHECKING:
+    from ttsi.engines.lora import Adapter
+
+T = TypeVar("T")
+
+REDACTED = "redacted "
+"""Before the name of a stage: rows of an exported run whose text was replaced by its SHA-256. They say how
+a stage went; where the text itself is needed, the stage is run."""
+
+_REPLIES = TypeAdapter(tuple[Generation, ...])
+_SCORED = TypeAdapter(tuple[Scored, ...])
+_SYNTHESIS = TypeAdapter(Synthesis)
+_ADAPTED = TypeAdapter(Adapted)
+_FITTED = TypeAdapter(Fitted)
+_VECTORS = TypeAdapter(list[str])
+_WHOLE_GROUPS = {"answer", "score"}
+
+
+class Host(Protocol):
+    """What the stages need of a study."""
+
+    profile: Profile
+    store: Store
+    dtype: str
+
+    @property
+    def engine(self) -> Any: ...
+
+    @property
+    def teacher_engine(self) -> Any: ...
+
+    def samples(self, benchmark: str, seed: int) -> list[Sample]: ...
+
+
+@dataclass(frozen=True)
+class _Form:
+    """One way to ask an adapted model: how the reply is decoded, and whether the example is shown as well."""
+
+    votes: bool = False
+    shown: bool = False
+
+
+class StoredStages:
+    """An `arms.Stages` that remembers. With `compute=False` what is missing is a `Done` without value.
+
+    inference: what is asked for, one reply or votes. arm: whose results are wanted; it decides which forms
+    of an answer are had from an adapter before it is dropped. asked, lacked: of each stage, the samples that
+    results were wanted for, and those of them that had none. settings: hashes of what each ran under.
+    """
+
+    def __init__(
+        self, study: Host, benchmark: str, seed: int, inference: str, compute: bool, arm: str = "base"
+    ) -> None:
+        self.study, self.benchmark, self.seed, self.compute = study, benchmark, seed, compute
+        self.profile = study.profile
+        self.inference, self.arm = inference, arm
+        self.asked: dict[str, set[str]] = {}
+        self.lacked: dict[str, set[str]] = {}
+        self.settings: dict[str, set[str]] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was asked for so far was there."""
+        return not any(self.lacked.values())
+
+    def stored(self, label: str) -> set[str]:
+        """The samples whose results of a stage were asked for and there."""
+        return self.asked.get(label, set()) - self.lacked.get(label, set())
+
+    # --- H, G and plain answers -------------------------------------------------------------------------
+
+    def answer(
+        self, queries: Sequence[Query], who: Who = "self", block: int = 0
+    ) -> dict[str, Done[tuple[Generation, ...]]]:
+        """Replies without training: one, or a block of votes; block i + 1 goes on where block i ends."""
+        sampling = self._sampling(self.inference != "direct" or block > 0)
+        more: dict[str, Any] = {"block": block} if block else {}
+
+        def compute(batch: Sequence[Query]) -> list[tuple[Generation, ...]]:
+            requests = [
+                Request(prompts.act(q), self._seed(q, "answer", block), self._opening, lookup=True)
+                for q in batch
+            ]
+            engine = self.study.engine if who == "self" else self.study.teacher_engine
+            return [tuple(r) for r in engine.generate(requests, sampling)]
+
+        settings = self._settings(who, sampling=asdict(sampling), **self._opened, **more)
+        label = "answer" if who == "self" else "teacher answer"
+        return self._stage("answer", settings, queries, _REPLIES, compute, label=label)
+
+    def votes(
+        self, queries: Sequence[Query], counts: Mapping[str, int]
+    ) -> dict[str, Done[tuple[Generation, ...]]]:
+        """So many sampled replies to each query; the first five are those of the majority vote."""
+        size = self.profile.votes
+        sampled = StoredStages(self.study, self.benchmark, self.seed, "majority", self.compute, self.arm)
+        parts: dict[str, list[Done[tuple[Generation, ...]]]] = {q.id: [] for q in queries}
+        block = 0
+        while wanting := [q for q in queries if counts[q.id] > block * size]:
+            done = sampled.answer(wanting, block=block)
+            for q in wanting:
+                parts[q.id].append(done[q.id])
+            block += 1
+        self._note("votes", parts, {i for i, p in parts.items() if not all(d.value for d in p)})
+        out = {}
+        for i, blocks in parts.items():
+            missing = next((d for d in blocks if d.value is None), None)
+            replies = tuple(r for d in blocks for r in d.value or ())[: counts[i]]
+            loaded = any(d.source == "loaded" for d in blocks)
+            out[i] = missing or Done(
+                replies, "", sum(d.seconds for d in blocks), "loaded" if loaded else "computed"
+            )
+        return out
+
+    def score(self, queries: Sequence[Query]) -> dict[str, Done[Uncertainty]]:
+        """The margin over each query's tools, from the stored token log-probabilities."""
+        p = self.profile
+        tools = {q.id: q.tools for q in queries}
+        out: dict[str, Done[Uncertainty]] = {}
+        for i, d in self.scored(queries, p.candidate).items():
+            value, error = None, d.error
+            if d.value is not None:
+                try:
+                    value = estimator.uncertainty(d.value, tools[i], p.candidate, p.normalise)
+                except ValueError as problem:
+                    error = str(problem)
+            out[i] = Done(value, error, d.seconds, d.source)
+        return out
+
+    def scored(
+        self, queries: Sequence[Query], form: estimator.Candidate = "name"
+    ) -> dict[str, Done[tuple[Scored, ...]]]:
+        """H's token log-probabilities (nats) of each query's tools, in this form of a candidate."""
+
+        def compute(batch: Sequence[Query]) -> list[tuple[Scored, ...]]:
+            return [tuple(r) for r in estimator.score(self.study.engine, batch, form)]
+
+        settings = self._settings(opening=prompts.OPENING, form=form)
+        label = "score" if form == self.profile.candidate else f"score {form}"
+        return self._stage("score", settings, queries, _SCORED, compute, label=label)
+
+    def whole(self, queries: Sequence[Query]) -> dict[str, Done[tuple[Generation, ...]]]:
+        """For each tool of a query the best call that names it: greedy behind the forced opening."""
+        sampling = Sampling(max_tokens=self.profile.answer_tokens)
+
+        def compute(batch: Sequence[Query]) -> list[tuple[Generation, ...]]:
+            asked = [(q, tool) for q in batch for tool in q.tools]
+            requests = [
+                Request(prompts.act(q), 0, prompts.OPENING + estimator.continuation(tool.name), lookup=True)
+                for q, tool in asked
+            ]
+            replies = iter(self.study.engine.generate(requests, sampling))
+            return [tuple(next(replies)[0] for _ in q.tools) for q in batch]
+
+        settings = self._settings(opening=prompts.OPENING, sampling=asdict(sampling))
+        return self._stage("whole", settings, queries, _REPLIES, compute)
+
+    def synthesize(
+        self, queries: Sequence[Query], writer: Who = "self", whole: bool = False
+    ) -> dict[str, Done[Synthesis]]:
+        """K examples per query. whole: their text is needed, an exported run's SHA-256 of it won't do."""
+        p = self.profile
+        label = "example" if writer == "self" else "teacher example"
+        parts = []
+        for index in range(p.k):
+
+            def compute(batch: Sequence[Query], index: int = index) -> list[Synthesis]:
+                return synthesizer.synthesize(
+                    self.study.engine if writer == "self" else self.study.teacher_engine,
+                    batch,
+                    lambda sample, attempt: seed_for(self.seed, self.benchmark, sample, "example", attempt),
+                    p.synthesis_sampling,
+                    first=index,
+                    retries=p.retries,
+                    validate=p.validate_examples,
+                    novelty=p.novelty,
+                )
+
+            settings = self._writing(index, writer)
+            parts.append(
+                self._stage(
+                    "example", settings, queries, _SYNTHESIS, compute, label=label, redacted=not whole
+                )
+            )
+        return {q.id: _join([part[q.id] for part in parts]) for q in queries}
+
+    def written(self, query: Query, writer: Who = "self") -> Material:
+        """A query's own synthetic examples as training material."""
+        name = [self._writing(i, writer) for i in range(self.profile.k)]
+        return Material(settings_hash({"examples": name}), partial(self._examples, query, writer))
+
+    def _examples(self, query: Query, writer: Who) -> tuple[Worked, ...]:
+        done = self.synthesize([query], writer, whole=True)[query.id]
+        if done.value is None:
+            raise EngineError(f"the example of {query.id} can't be had: {done.error}")
+        return tuple(
+            Worked(
+                Query(query.id, query.benchmark, (Message("user", e.question),), query.tools),
+                format_calls(e.calls),
+            )
+            for e in done.value.examples
+        )
+
+    # --- answers with an example in the prompt ----------------------------------------------------------
+
+    def shown(
+        self, queries: Sequence[Query], shots: Mapping[str, Material]
+    ) -> dict[str, Done[tuple[Generation, ...]]]:
+        """Replies without training, with the first example of each query's material in its prompt."""
+        sampling = self._sampling(self.inference != "direct")
+
+        def compute(batch: Sequence[Query]) -> list[tuple[Generation, ...]]:
+            drafts = self._drafts(batch)
+            requests = [
+                Request(
+                    _with_shot(q, shots[q.id].read()[0]),
+                    self._seed(q, "answer"),
+                    self._opening,
+                    draft=drafts.get(q.id, ()),
+                    lookup=True,
+                )
+                for q in batch
+            ]
+            return [tuple(r) for r in self.study.engine.generate(requests, sampling)]
+
+        settings = self._settings(sampling=asdict(sampling), **self._opened)
+        names = {q.id: shots[q.id].name for q in queries}
+        return self._stage("shown", settings, queries, _REPLIES, compute, names)
+
+    # --- T: one adapter per question --------------------------------------------------------------------
+
+    def adapt(
+        self, queries: Sequence[Query], material: Mapping[str, Material], mode: Mode, shown: bool = False
+    ) -> dict[str, Done[Adapted]]:
+        """Replies of an adapter trained on each query's material.
+
+        All forms of an answer that the profile will ask of the same adapters are had at once.
+        """
+        lora = self.profile.lora(mode)
+        form = _Form(self.inference != "direct", shown)
+        names = {q.id: material[q.id].name for q in queries}
+
+        def compute(batch: Sequence[Query]) -> list[Adapted]:
+            lacking = {form} | {f for f in self._forms() if self._lacks(f, batch, names, lora)}
+            done = self._adapt(batch, material, lora, sorted(lacking, key=repr))
+            for other in lacking - {form}:
+                rows = [
+                    _row(q, v, _ADAPTED, 0.0, len(batch)) for q, v in zip(batch, done[other], strict=True)
+                ]
+                for q, row in zip(batch, rows, strict=True):
+                    self._put("adapted", self._adapting(other, lora), [row], {q.id: names[q.id]})
+            return done[form]
+
+        label = f"adapted{'+shown' if shown else ''} {mode}"
+        settings = self._adapting(form, lora)
+        return self._stage("adapted", settings, queries, _ADAPTED, compute, names, label=label)
+
+    def _forms(self) -> set[_Form]:
+        """What the profile asks of the adapters that this arm trains."""
+        forms = {_Form()}
+        if self.arm in ("tt_si", "tt_d") and set(self.profile.inference) - {"direct"}:
+            forms.add(_Form(votes=True))
+        if self.arm == "tt_si" and "tt_si_and_icl" in self.profile.arms_of(self.benchmark):
+            forms.add(_Form(shown=True))
+        return forms
+
+    def _lacks(
+        self, form: _Form, batch: Sequence[Query], names: Mapping[str, Any], lora: LoraSettings
+    ) -> bool:
+        rows = self._rows("adapted", self._adapting(form, lora), batch, names)
+        return any(q.id not in rows or rows[q.id].status == "error" for q in batch)
+
+    def _adapting(self, form: _Form, lora: LoraSettings) -> dict[str, Any]:
+        shown: dict[str, Any] = {"shown": True} if form.shown else {}
+        sampling = asdict(self._sampling(form.votes))
+        return self._settings(lora=asdict(lora), sampling=sampling, **self._opened, **shown)
+
+    def _adapt(
+        self,
+        batch: Sequence[Query],
+        material: Mapping[str, Material],
+        lora: LoraSettings,
+        forms: Sequence[_Form],
+    ) -> dict[_Form, list[Adapted]]:
+        from ttsi import trainer
+
+        lessons = [material[q.id].read() for q in batch]
+        drafts = self._drafts(batch)
+        began = time.perf_counter()
+        jobs = [
+            trainer.Job(_lesson(lesson), self._seed(q, "adapter"))
+            for q, lesson in zip(batch, lessons, strict=True)
+        ]
+        fitted = trainer.fit(self.study.engine, jobs, lora, bank=self.profile.bank)
+        seconds_t = (time.perf_counter() - began) / len(batch)
+        able = [i for i, f in enumerate(fitted) if f is not None]
+        out: dict[_Form, list[Adapted]] = {}
+        for form in forms:
+            began = time.perf_counter()
+            asked = [
+                self._request(
+                    batch[i],
+                    fitted[i][0],  # type: ignore[index]
+                    drafts,
+                    form.votes,
+                    lessons[i][0] if form.shown else None,
+                )
+                for i in able
+            ]
+            given = self.study.engine.generate(asked, self._sampling(form.votes)) if able else []
+            # The last step's update is seen by no loss: what it spoils shows in the reply, and is divergence.
+            replies = {i: r for i, r in zip(able, given, strict=True) if _finite(r)}
+            seconds = (time.perf_counter() - began) / max(1, len(able))
+            out[form] = [
+                Adapted(f[1] if f else None, tuple(replies.get(i, ())), seconds_t, seconds if f else 0.0)
+                for i, f in enumerate(fitted)
+            ]
+        return out
+
+    # --- T: one adapter for many questions --------------------------------------------------------------
+
+    def share(
+        self, queries: Sequence[Query], material: Material, mode: Mode, epochs: int | None = None
+    ) -> tuple[Done[Fitted], dict[str, Done[Adapted]]]:
+        """How one adapter was trained on the material, and its reply to each query.
+
+        The adapter is kept in PEFT's format beside the store, so that a run that is cut needn't train it
+        again; a file that isn't what was written is trained anew.
+        """
+        lora = self.profile.lora(mode, epochs)
+        sampling = self._sampling(self.inference != "direct")
+        training = self._settings(lora=asdict(lora), material=material.name)
+        one = Query("*", self.benchmark, (), ())
+
+        @cache
+        def adapter() -> Adapter | EngineError | None:
+            try:
+                return self._shared_adapter(one, material, lora, training)
+            except EngineError as error:  # remembered: it would fail for every sample anew
+                return error
+
+        def compute(batch: Sequence[Query]) -> list[Adapted]:
+            trained, drafts = adapter(), self._drafts(batch)
+            if isinstance(trained, EngineError):
+                raise trained
+            if trained is None:
+                return [Adapted(None, (), 0.0, 0.0)] * len(batch)
+            began = time.perf_counter()
+            asked = [self._request(q, trained, drafts, self.inference != "direct") for q in batch]
+            replies = self.study.engine.generate(asked, sampling)
+            seconds = (time.perf_counter() - began) / len(batch)
+            return [Adapted(None, tuple(r) if _finite(r) else (), 0.0, seconds) for r in replies]
+
+        settings = {**training, "sampling": asdict(sampling), **self._opened}
+        done = self._stage("shared", settings, queries, _ADAPTED, compute, label=f"shared {mode}")
+        return self._fit(one, training, f"fit {mode}"), done
+
+    def _fit(self, one: Query, training: Mapping[str, Any], label: str) -> Done[Fitted]:
+        row = self._rows("fit", training, [one], None).get(one.id)
+        self._note(label, [one.id], set() if row else {one.id}, training)
+        return _done(row, _FITTED)
+
+    def _shared_adapter(
+        self, one: Query, material: Material, lora: LoraSettings, training: Mapping[str, Any]
+    ) -> Adapter | None:
+        from ttsi import trainer
+
+        engine = self.study.engine
+        folder = self.study.store.path.parent / "adapters" / settings_hash({**training, "seed": self.seed})
+        weights = folder / "adapter_model.safetensors"
+        known = _done(self._rows("fit", training, [one], None).get(one.id), _FITTED).value
+        if known is not None and known.fit is None:
+            return None
+        if known is not None and weights.is_file() and digest(weights) == known.sha256:
+            return cast("Adapter", engine.lora.load(folder, lora, engine.device))
+        began = time.perf_counter()
+        seed = seed_for(self.seed, self.benchmark, str(material.name), "shared adapter")
+        done = trainer.fit(engine, [trainer.Job(_lesson(material.read()), seed)], lora)[0]
+        seconds = time.perf_counter() - began
+        if done is None:
+            self._put("fit", training, [_row(one, Fitted(None, seconds), _FITTED, seconds)])
+            return None
+        new = folder.with_name(f".{folder.name}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        engine.lora.save(done[0], new, base_model=self.profile.model, invocation=engine.chat._user)
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
+        fitted = Fitted(done[1], seconds, digest(weights))
+        self._put("fit", training, [_row(one, fitted, _FITTED, seconds)])
+        return done[0]
+
+    # --- where questions lie ----------------------------------------------------------------------------
+
+    def embeddings(self, queries: Sequence[Query], synthetic: bool) -> dict[str, Done[list[np.ndarray]]]:
+        """The model's mean-pooled hidden states (float16) of each query's question or of its examples'."""
+
+        def compute(batch: Sequence[Query]) -> list[list[str]]:
+            texts = [
+                [w.query.question for w in self._examples(q, "self")] if synthetic else [q.question]
+                for q in batch
+            ]
+            with self.study.engine.outside_failures():
+                vectors = iter(self.study.engine.embed([t for group in texts for t in group]))
+            return [
+                [base64.b64encode(next(vectors).astype("<f2").tobytes()).decode() for _ in group]
+                for group in texts
+            ]
+
+        name = self.written(queries[0]).name if synthetic and queries else "question"
+        settings = self._settings(of=name)
+        done = self._stage("embedding", settings, queries, _VECTORS, compute)
+        return {
+            i: Done(
+                None
+                if d.value is None
+                else [np.frombuffer(base64.b64decode(v), "<f2").astype(np.float32) for v in d.value],
+                d.error,
+                d.seconds,
+                d.source,
+            )
+            for i, d in done.items()
+        }
+
+    # --- asking -----------------------------------------------------------------------------------------
+
+    def _drafts(self, batch: Sequence[Query]) -> dict[str, tuple[int, ...]]:
+        """The base model's answers as drafts of greedy ones: what an arm changes is most often little."""
+        if self.inference != "direct" or self.profile.direct_sampling.temperature:
+            return {}
+        return {i: d.value[0].tokens for i, d in self.answer(batch).items() if d.value}
+
+    def _request(
+        self,
+        query: Query,
+        adapter: Any,
+        drafts: Mapping[str, tuple[int, ...]],
+        votes: bool,
+        shot: Worked | None = None,
+    ) -> Request:
+        return Request(
+            _with_shot(query, shot) if shot else prompts.act(query),
+            self._seed(query, "answer"),
+            self._opening,
+            adapter,
+            draft=() if votes else drafts.get(query.id, ()),
+            lookup=True,
+        )
+
+    @property
+    def _opening(self) -> str:
+        return prompts.OPENING if self.profile.answer_opening else ""
+
+    @property
+    def _opened(self) -> dict[str, Any]:
+        return {"opening": self._opening} if self._opening else {}
+
+    def _seed(self, query: Query, stage: str, attempt: int = 0) -> int:
+        return seed_for(self.seed, self.benchmark, query.id, stage, attempt)
+
+    def _sampling(self, votes: bool) -> Sampling:
+        return self.profile.vote_sampling if votes else self.profile.direct_sampling
+
+    # --- remembering ------------------------------------------------------------------------------------
+
+    def _settings(self, who: Who = "self", **more: Any) -> dict[str, Any]:
+        """What affects a result, and nothing else: two runs that agree in it have the result in common.
+
+        `samples` stands for every word of the prompts, whatever in the code put it there.
+        """
+        p = self.profile
+        teacher = who == "teacher"
+        return {
+            "model": _identity(p.teacher if teacher else p.model),
+            "dtype": "endpoint" if teacher and isinstance(p.teacher, dict) else self.study.dtype,
+            "data": _data_hash(self.benchmark),
+            "tool_order": p.tool_order,
+            "keep_components": p.keep_components,
+            "prompts": prompts.version(),
+            "samples": prompts_hash(self.benchmark, self.seed, p.tool_order, p.keep_components),
+            **more,
+        }
+
+    def _writing(self, index: int, writer: Who = "self") -> dict[str, Any]:
+        p = self.profile
+        return self._settings(
+            writer,
+            writer=writer,
+            index=index,
+            sampling=asdict(p.synthesis_sampling),
+            retries=p.retries,
+            validate=p.validate_examples,
+            novelty=p.novelty,
+        )
+
+    def _stage(
+        self,
+        stage: str,
+        settings: Mapping[str, Any],
+        queries: Sequence[Query],
+        kind: TypeAdapter[T],
+        compute: Callable[[Sequence[Query]], list[T]],
+        names: Mapping[str, Any] | None = None,
+        label: str = "",
+        redacted: bool = False,
+    ) -> dict[str, Done[T]]:
+        """A stage's results, computed where missing, group by group.
+
+        names: by query id what the sample's result depends on besides the settings. redacted: results whose
+        text is gone will do.
+        """
+        rows = self._rows(stage, settings, queries, names)
+        if redacted:
+            rows = self._rows(REDACTED + stage, settings, queries, names) | rows
+        missing = {q.id for q in queries if q.id not in rows or _passing(rows[q.id])}
+        self._note(label or stage, (q.id for q in queries), missing, settings)
+        if missing and self.compute:
+            groups = [g for g in self.groups(queries) if any(q.id in missing for q in g)]
+            title = f"{self.benchmark} {self.arm}: {label or stage}"
+            for group in tqdm(groups, desc=title, unit="batch", disable=len(groups) < 2, leave=False):
+                # A group that was cut is computed whole: in bfloat16 the shape of a batch can turn a
+                # near-tie. The store keeps the rows it has. G and T come in groups that the threshold
+                # forms anyway.
+                batch = group if stage in _WHOLE_GROUPS else [q for q in group if q.id in missing]
+                self._put(stage, settings, _computed(batch, compute, kind), names)
+            rows |= self._rows(stage, settings, queries, names)
+        return {q.id: _done(rows.get(q.id), kind) for q in queries}
+
+    def groups(self, queries: Sequence[Query]) -> list[list[Query]]:
+        """The queries by fixed groups of the permutation, whatever else is asked for."""
+        at = {
+            s.id: i // self.profile.batch for i, s in enumerate(self.study.samples(self.benchmark, self.seed))
+        }
+        groups: dict[int, list[Query]] = {}
+        for query in queries:
+            groups.setdefault(at.get(query.id, -1), []).append(query)
+        return [groups[i] for i in sorted(groups)]
+
+    def _rows(
+        self,
+        stage: str,
+        settings: Mapping[str, Any],
+        queries: Sequence[Query],
+        names: Mapping[str, Any] | None,
+    ) -> dict[str, Row]:
+        rows: dict[str, Row] = {}
+        for part, ids in _by_name(settings, [q.id for q in queries], names):
+            rows |= self.study.store.get(stage, part, self.benchmark, self.seed, ids)
+        return rows
+
+    def _put(
+        self,
+        stage: str,
+        settings: Mapping[str, Any],
+        rows: Sequence[Row],
+        names: Mapping[str, Any] | None = None,
+    ) -> None:
+        by_id = {r.sample: r for r in rows}
+        for part, ids in _by_name(settings, list(by_id), names):
+            self.study.store.put(stage, part, self.benchmark, self.seed, [by_id[i] for i in ids])
+
+    def _note(
+        self, label: str, asked: Iterable[str], lacked: set[str], settings: Mapping[str, Any] | None = None
+    ) -> None:
+        self.asked.setdefault(label, set()).update(asked)
+        self.settings.setdefault(label, set()).add(settings_hash(settings or {}))
+        self.lacked.setdefault(label, set()).update(lacked)
+
+
+def _by_name(
+    settings: Mapping[str, Any], ids: Sequence[str], names: Mapping[str, Any] | None
+) -> list[tuple[Mapping[str, Any], list[str]]]:
+    """Settings with the samples stored under them; `names` divides the samples."""
+    if names is None:
+        return [(settings, list(ids))]
+    parts: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
+    for i in ids:
+        part = {**settings, "material": names[i]}
+        parts.setdefault(repr(names[i]), (part, []))[1].append(i)
+    return list(parts.values())
+
+
+def _computed(
+    queries: Sequence[Query], compute: Callable[[Sequence[Query]], list[T]], kind: TypeAdapter[T]
+) -> list[Row]:
+    """A batch's rows. If the machine fails on the batch, each sample is tried alone; what fails then is
+    an error row: kept apart, never scored, tried again by the next run."""
+    began = time.perf_counter()
+    try:
+        values = compute(queries)
+    except EngineError as error:
+        if len(queries) > 1:
+            return [row for q in queries for row in _computed([q], compute, kind)]
+        return [Row(queries[0].id, "error", f"{type(error).__name__}: {error}", 0.0, 1)]
+    seconds = (time.perf_counter() - began) / len(queries)
+    return [_row(q, v, kind, seconds, len(queries)) for q, v in zip(queries, values, strict=True)]
+
+
+def _done(row: Row | None, kind: TypeAdapter[T]) -> Done[T]:
+    if row is None:
+        return Done(None, NOT_RUN)
+    if row.status == "error":
+        return Done(None, row.value, row.seconds, row.source)
+    return Done(_read(kind, row.value), "", row.seconds, row.source)
+
+
+@lru_cache(maxsize=50_000)
+def _read(kind: TypeAdapter[T], text: str) -> T:
+    """A row's value. Arms read the same rows, so each is parsed once."""
+    return kind.validate_json(text)
+
+
+def _row(query: Query, value: T, kind: TypeAdapter[T], seconds: float, batch: int = 1) -> Row:
+    return Row(query.id, "ok", kind.dump_json(value).decode(), seconds, batch)
+
+
+def _passing(row: Row) -> bool:
+    """Whether a row is a failure that may pass: tried again by the next run. What is too long stays so."""
+    return row.status == "error" and not row.value.startswith("TooLong")
+
+
+def _join(parts: Sequence[Done[Synthesis]]) -> Done[Synthesis]:
+    """The examples of all indices as one synthesis; the first failure of the machine, if any."""
+    bad = next((d for d in parts if d.value is None), None)
+    if bad is not None:
+        return bad
+    values = [d.value for d in parts if d.value is not None]
+    joined = Synthesis(
+        tuple(e for v in values for e in v.examples),
+        tuple(f for v in values for f in v.failures),
+        sum(v.prompt_tokens for v in values),
+        sum(v.tokens for v in values),
+    )
+    loaded = any(d.source == "loaded" for d in parts)
+    return Done(joined, "", sum(d.seconds for d in parts), "loaded" if loaded else "computed")
+
+
+def _with_shot(query: Query, shot: Worked) -> Prompt:
+    """The act prompt with a worked example, which is shown with its own tools where they are others."""
+    tools = () if shot.query.tools == query.tools else shot.query.tools
+    return prompts.with_shot(query, shot.query.question, shot.reply, tools)
+
+
+def _finite(replies: Iterable[Generation]) -> bool:
+    return all(math.isfinite(x) for r in replies for x in r.log_probs)
+
+
+def _lesson(worked: Iterable[Worked]) -> tuple[tuple[Prompt, str], ...]:
+    return tuple((prompts.act(w.query), w.reply) for w in worked)
+
+
+@cache
+def prompts_hash(benchmark: str, seed: int, tool_order: Literal["shuffled", "original"], keep: bool) -> str:
+    """A hash of every word that a benchmark's samples put into prompts, in their order, whatever n is."""
+    parts = hashlib.sha256()
+    for sample in benchmarks.load(benchmark, None, tool_order, seed, keep):
+        for prompt in (prompts.act(sample.query), prompts.synthesis(sample.query)):
+            turns = [(m.role, m.content) for m in prompt.messages]
+            parts.update(json.dumps([sample.id, prompt.system, turns]).encode())
+    return parts.hexdigest()[:16]
+
+
+@cache
+def _data_hash(benchmark: str) -> str:
+    return benchmarks.fingerprint(benchmark)
+
+
+def _identity(model: str | dict[str, Any] | None) -> str:
+    """What identifies who answers: a model's hash, or that of an endpoint's settings."""
+    if not isinstance(model, dict):
+        return model_hash(model or "")
+    from ttsi.engines.openai import Endpoint
+
+    return Endpoint.model_validate(model).fingerprint
