@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from ttsi import figures, statistics, tables
-from ttsi.types import Gold, Message, Query, Sample, Tool
+from ttsi.types import Call, Example, Synthesis
 
 
 def record(sample, correct, arm="base", benchmark="sealtool", **other):
@@ -133,7 +133,7 @@ def test_tool_orders_are_never_paired_with_each_other():
 
 
 def test_average_needs_all_three_benchmarks():
-    parts = [arms([1, 0, 0, 0], [1, 1, 0, 0], benchmark=b) for b in tables.PAPER_BENCHMARKS]
+    parts = [arms([1, 0, 0, 0], [1, 1, 0, 0], benchmark=b) for b in tables.paper.BENCHMARKS]
     assert tables.AVERAGE not in set(tables.table1_main(pd.concat(parts[:2]))["benchmark"])
     table = tables.table1_main(pd.concat(parts))
     assert cell(table, "accuracy", benchmark="avg") == pytest.approx(50)
@@ -190,7 +190,7 @@ def test_caption_and_reading_carry_n_and_discordant_counts():
 
 
 def test_every_paper_number_averages_to_its_average():
-    for numbers in tables.PAPER_TABLE1.values():
+    for numbers in tables.paper.TABLE1.values():
         assert np.mean(numbers[:3]) == pytest.approx(numbers[3], abs=0.01)
 
 
@@ -257,23 +257,431 @@ def test_nothing_scored_still_makes_a_figure():
 # --- the data -------------------------------------------------------------------------------------------
 
 
-def sample(index, tools, gold, flags=()):
-    listed = tuple(Tool(name, "", {"type": "object"}) for name in tools)
-    query = Query(f"s-{index}", "s", (Message("user", "?"),), listed)
-    return Sample(query, tuple(Gold(g, {}) for g in gold), frozenset(flags), cluster=f"c{index // 2}")
+def samples_frame():
+    """Four samples: one tool once, the gold tool first in one of three as asked and in two upstream."""
+    rows = [
+        (2, 0, 0, "", 1),
+        (2, 1, 0, "duplicate", 1),
+        (1, 0, 0, "", 1),
+        (3, 2, 2, "duplicate,gold_issue", 2),
+    ]
+    return pd.DataFrame([
+        {"benchmark": "s", "sample": f"s-{i}", "cluster": f"c{i // 2}", "seed": seed, "n_tools": tools,
+         "n_turns": 1, "n_calls": calls, "flags": flags, "gold_at": float(at), "gold_at_original": float(was),
+         "in_pool": i == 0}
+        for seed in (0, 1)
+        for i, (tools, at, was, flags, calls) in enumerate(rows)
+    ])  # fmt: skip
 
 
 def test_data_counts_by_hand():
-    group = [
-        sample(0, ["a", "b"], ["a"]), sample(1, ["a", "b"], ["b"], ["duplicate"]),
-        sample(2, ["a"], ["a"]), sample(3, ["a", "b", "c"], ["c", "a"], ["duplicate"]),
-    ]  # fmt: skip
-    (row,) = tables.data_counts({"s": group}).to_dict("records")
+    (row,) = tables.data_counts(samples_frame()).to_dict("records")
     assert (row["samples"], row["tools_min"], row["tools_median"], row["tools_max"]) == (4, 1, 2, 3)
-    assert (row["one_tool"], row["several_calls"], row["clusters"], row["flags"]) == (1, 1, 2, "duplicate 2")
-    (row,) = tables.gold_positions({"shuffled": {"s": group}}).to_dict("records")
-    assert (row["n"], row["first"]) == (3, 1)
-    assert row["chance"] == pytest.approx(1 / 2 + 1 / 2 + 1 / 3)
+    assert (row["one_tool"], row["several_calls"], row["clusters"], row["in_pool"]) == (1, 1, 2, 1)
+    assert row["flags"] == "duplicate 2, gold_issue 1"
+    original, shuffled = tables.gold_positions(samples_frame()).to_dict("records")
+    assert (original["tool_order"], original["n"], original["first"]) == ("original", 3, 2)
+    assert (shuffled["tool_order"], shuffled["n"], shuffled["first"]) == ("shuffled", 3, 1)
+    assert shuffled["chance"] == pytest.approx(1 / 2 + 1 / 2 + 1 / 3)
+
+
+# --- arms on one benchmark ------------------------------------------------------------------------------
+
+
+def arm(name, correct, **other):
+    """One arm's records, one per entry; margins rise with the sample unless given."""
+    margins = other.pop("margins", None)
+    return pd.DataFrame([
+        record(i, c, arm=name, **other) | ({"margin": margins[i]} if margins else {})
+        for i, c in enumerate(correct)
+    ])  # fmt: skip
+
+
+def row_of(table, **wanted):
+    for column, value in wanted.items():
+        table = table[table[column] == value]
+    (row,) = table.to_dict("records")
+    return row
+
+
+def test_methods_are_paired_with_base_and_with_tt_si():
+    records = pd.concat([
+        arm("base", [0, 0, 0, 1]), arm("tt_si", [1, 0, 0, 1]), arm("icl_nearest", [1, 1, 0, 0], mode="none"),
+    ])  # fmt: skip
+    table = tables.methods_table(records, lacking={"sft": "no training split"})
+    icl = row_of(table, arm="icl_nearest")
+    assert (icl["accuracy"], icl["difference"], icl["gained"], icl["lost"]) == (50, 25, 2, 1)
+    assert (icl["tt_si_difference"], icl["tt_si_gained"], icl["tt_si_lost"]) == (0, 1, 1)
+    assert icl["paper_difference"] == pytest.approx(67.74 - 66.67)
+    assert pd.isna(row_of(table, arm="tt_si")["p_holm"]), "the primary comparison stands alone"
+    assert icl["p_holm"] == icl["p"] == 1
+    assert row_of(table, arm="sft")["note"] == "no training split"
+    assert row_of(table, arm="oracle")["note"] == tables.NOT_RUN
+    assert row_of(table, arm="oracle")["paper"] == 78.89
+    reading = tables.methods_reading(table)
+    assert reading.count("points to base") == 2
+    assert reading.count("points to tt_si") == 1
+    assert "n = 4, 3 discordant" in tables.methods_caption(table)
+
+
+def test_of_several_pools_the_largest_stands_among_the_methods():
+    pools = [arm("sft_ood", [c, 0], pool_n=float(n)) for n, c in ((1, 0), (8, 1))]
+    table = tables.methods_table(pd.concat([arm("base", [0, 0]), *pools]))
+    ood = row_of(table, arm="sft_ood")
+    assert (ood["pool_n"], ood["accuracy"]) == (8, 50)
+    assert "sft_ood (8 samples)" in tables.markdown(tables.methods_view(table))
+
+
+def test_variants_stay_out_of_the_main_tables():
+    records = pd.concat([arms([0, 0], [1, 1]).assign(variant=""), arm("tt_si", [0, 0], variant="k4")])
+    assert cell(tables.table1_main(records), "accuracy") == 100
+    assert row_of(tables.methods_table(records), arm="tt_si")["accuracy"] == 100
+
+
+def test_variants_that_only_select_are_parts_of_the_run():
+    variants = {"exact": {"arms": ["tt_si"], "mode": "exact"}, "k4": {"k": 4}}
+    own = arms([0, 0], [1, 0]).assign(variant="")
+    exact = arm("tt_si", [1, 1], mode="exact", variant="exact")
+    again = own.assign(variant="exact")  # what both hold is kept once
+    joined = tables.joined([own, exact, again, arm("tt_si", [0, 0], variant="k4")], variants)
+    assert len(joined) == 4 + 2 + 2
+    table = tables.table1_main(joined)
+    assert cell(table, "accuracy", mode="exact") == 100
+    assert cell(table, "difference", mode="exact") == 100
+    assert tables.joined([], variants).empty
+
+
+# --- the threshold --------------------------------------------------------------------------------------
+
+MARGINS = [0.1, 0.5, 0.9, 0.99]
+
+
+def swept(**other):
+    """base 0 0 1 1, adapted 1 0 0 1; adapting helps below 0.2 and hurts from 0.6 on."""
+    return pd.concat([
+        arm("base", [0, 0, 1, 1]),
+        arm("tt_si_all", [1, 0, 0, 1], margins=MARGINS, uncertain=True, **other),
+    ])  # fmt: skip
+
+
+def test_any_threshold_comes_from_stored_answers():
+    table = tables.table2_threshold(swept(), [0.2, 0.95], tau=0.6)
+    assert row_of(table, rule="base")["accuracy"] == 50
+    low = row_of(table, rule="0.2")
+    assert (low["accuracy"], low["n_uncertain"], low["gained"], low["lost"]) == (75, 1, 1, 0)
+    assert (low["tpr"], low["fpr"]) == (50, 0)
+    high = row_of(table, rule="0.95")
+    assert (high["accuracy"], high["n_uncertain"], high["difference"]) == (50, 3, 0)
+    assert high["difference_low"] < 0 < high["difference_high"]
+    assert (high["tpr"], high["fpr"], high["paper"]) == (100, 50, 72.43)
+    certain = row_of(table, rule="certain only")
+    assert (certain["tau"], certain["accuracy"], certain["n_uncertain"]) == (0.6, 25, 2)
+    assert row_of(table, rule="all")["accuracy"] == 50
+    assert pd.isna(row_of(table, rule="base")["difference"])
+    assert row_of(table, rule="oracle")["note"] == tables.NOT_RUN
+
+
+def test_a_threshold_beyond_what_was_adapted_is_not_guessed():
+    records = pd.concat([arm("base", [0, 0, 1, 1]), arm("tt_si", [1, 0, 1, 1], margins=MARGINS)])
+    records.loc[records["arm"] == "tt_si", "uncertain"] = [True, True, False, False]
+    table = tables.table2_threshold(records, [0.2, 0.6, 0.95])
+    assert row_of(table, rule="0.6")["accuracy"] == 75
+    assert row_of(table, rule="0.95")["note"] == "not run in this profile: 1 of the 3 answers it needs"
+    assert pd.isna(row_of(table, rule="0.95")["accuracy"])
+    assert "1 of the 3" in tables.threshold_reading(table)
+    assert tables.threshold_curve(records)["tau"].max() == 0.9
+
+
+def test_tau_of_the_run_gives_the_arm_itself():
+    rng = np.random.default_rng(0)
+    base, adapted, margins = rng.random(60) < 0.4, rng.random(60) < 0.5, rng.random(60)
+    uncertain = margins < 0.7
+    tt_si = arm("tt_si", np.where(uncertain, adapted, base).astype(int), margins=list(margins))
+    records = pd.concat([arm("base", base.astype(int)), tt_si.assign(uncertain=uncertain)])
+    swept_row = row_of(tables.table2_threshold(records, [0.7]), rule="0.7")
+    own = row_of(tables.table1_main(records), arm="tt_si", inference="direct", benchmark="sealtool")
+    for column in ("accuracy", "low", "difference", "difference_low", "gained", "lost", "p"):
+        assert swept_row[column] == pytest.approx(own[column])
+    assert swept_row["tpr"] == pytest.approx(100 * statistics.rates(margins, base, 0.7).tpr.value)
+
+
+def test_a_machine_failure_leaves_its_sample_out_of_the_sweep():
+    records = swept()
+    failed = (records["arm"] == "tt_si_all") & (records["sample"] == "sealtool-0")
+    records.loc[failed, ["status", "correct"]] = ["error", None]
+    table = tables.table2_threshold(records, [0.2, 0.6])
+    assert (row_of(table, rule="0.6")["n"], row_of(table, rule="0.6")["pairs"]) == (3, 3)
+
+
+def test_no_threshold_without_answers():
+    table = tables.table2_threshold(arm("base", [1, 0]), [0.5])
+    assert table["accuracy"].isna().all()
+    assert tables.threshold_curve(arm("base", [1, 0])).empty
+    assert tables.NOT_RUN in tables.threshold_reading(table)
+
+
+# --- scaling and size -----------------------------------------------------------------------------------
+
+
+def test_the_curve_ends_at_the_arm_and_counts_only_the_uncertain():
+    tt_si = arm("tt_si", [1, 1, 0, 1, 1], margins=[0.1, 0.1, 0.1, 0.1, 1.0])
+    tt_si["uncertain"] = tt_si["adapted"] = [True, True, True, True, False]
+    pools = [arm("sft_ood", [c, 0, 0, 0, 1], pool_n=float(n)) for n, c in ((1, 0), (2, 1))]
+    records = pd.concat([arm("base", [0, 0, 0, 0, 1]), tt_si, *pools])
+    table = tables.scaling_curves(records, orders=7)
+    curve = table[table["arm"] == "tt_si"]
+    assert list(curve["training_samples"]) == [1, 2, 3, 4]
+    assert curve["accuracy"].is_monotonic_increasing
+    assert curve["accuracy"].iloc[-1] == 80
+    assert curve["order_low"].iloc[-1] == curve["order_high"].iloc[-1] == 80
+    assert curve["difference"].notna().sum() == 1, "only the end is one fixed set of answers"
+    assert row_of(table, arm="sft_ood", training_samples=2)["difference"] == 20
+    assert row_of(table, arm="base")["accuracy"] == 20
+    assert row_of(table, arm="tt_d")["note"] == tables.NOT_RUN
+    pd.testing.assert_frame_equal(table, tables.scaling_curves(records, orders=7))
+    assert "+60.0" in tables.scaling_reading(table)
+
+
+def test_sizes_are_compared_on_the_samples_that_all_answered():
+    small = arms([0, 0, 0, 1], [1, 0, 0, 1]).assign(variant="")
+    large = arms([1, 1], [1, 1]).assign(variant="larger", model="qwen2.5-coder-1.5b")
+    original = arms([1, 1], [1, 1]).assign(variant="o", tool_order="original")
+    table = tables.sizes_table(pd.concat([small, large, original]), models=["qwen2.5-7b"])
+    assert set(table.loc[table["n"].notna(), "n"]) == {2}
+    assert row_of(table, model="qwen2.5-coder-0.5b", arm="tt_si")["difference"] == 50
+    assert row_of(table, model="qwen2.5-coder-1.5b", arm="tt_si")["difference"] == 0
+    absent = table[(table["model"] == "qwen2.5-7b") & (table["note"] == tables.NOT_RUN)]
+    assert len(absent) == 1
+    assert row_of(table, model="qwen2.5-7b", arm="tt_si")["paper"] == 83.97
+    assert "nothing about how the gain changes" not in tables.size_reading(table)
+
+
+# --- estimators side by side ----------------------------------------------------------------------------
+
+
+def test_estimators_judge_the_same_answers():
+    data = scores(80).assign(trivial=0.0)
+    data["rss"] = data["margin"]
+    data["perplexity"] = np.where(np.arange(80) < 20, np.nan, data["margin"])
+    wanted = {"rss": "margin", "trivial": "trivial", "perplexity": "perplexity", "votes_": "votes"}
+    table = tables.estimator_comparison(data, wanted, tau=0.5)
+    mine = table[table["samples"] == "two or more tools"]
+    kept = data[(data["n_tools"] > 1) & data["perplexity"].notna()]
+    one, other = row_of(mine, estimator="margin"), row_of(mine, estimator="perplexity")
+    assert one["auc"] == other["auc"] == statistics.auc(kept["margin"], kept["base_correct"]).value
+    assert one["tau_tpr"] == statistics.rates(kept["margin"], kept["base_correct"], 0.5).tpr.value
+    assert one["best_j"] <= one["peak_j"]
+    assert one["best_f1_low"] < one["best_f1"] < one["best_f1_high"]
+    wrong = int((~kept["base_correct"]).sum())
+    assert row_of(mine, estimator="trivial")["best_f1"] == pytest.approx(2 * wrong / (len(kept) + wrong))
+    assert row_of(mine, estimator="trivial")["auc"] == 0.5
+    assert row_of(mine, estimator="votes")["note"] == tables.NOT_RUN
+    assert "overlaps" in tables.comparison_reading(table)
+
+
+def test_too_few_to_compare_estimators_is_said():
+    table = tables.estimator_comparison(scores(8).assign(rss=0.5), {"rss": "margin"})
+    assert table["note"].str.contains("10 of each are needed").all()
+    assert "Too few" in tables.comparison_reading(table)
+    assert tables.estimator_comparison(pd.DataFrame()).empty
+
+
+# --- synthetic data -------------------------------------------------------------------------------------
+
+
+def embedded():
+    """Three seeds at right angles; a's and b's questions beside their own, c's beside a."""
+    places = {
+        ("a", "seed"): (1, 0, 0), ("b", "seed"): (0, 1, 0), ("c", "seed"): (0, 0, 1),
+        ("a", "synthetic"): (0.9, 0.1, 0), ("b", "synthetic"): (0, 1, 0), ("c", "synthetic"): (1, 0, 0.1),
+    }  # fmt: skip
+    rows = [
+        {"benchmark": "bfcl", "sample": s, "seed": 0, "kind": k, "index": 0} | dict(zip(PCS, p, strict=True))
+        for (s, k), p in places.items()
+    ]
+    return pd.DataFrame(rows).astype(dict.fromkeys(PCS, "float16"))
+
+
+PCS = ("pc0", "pc1", "pc2")
+
+
+def test_distances_by_hand():
+    points = tables.embedding_points(embedded())
+    (row,) = tables.distances_table(points).to_dict("records")
+    assert (row["questions"], row["seeds_compared"]) == (3, 3)
+    assert row["nearest_own"] == pytest.approx(200 / 3)
+    own = points.loc[points["kind"] == "synthetic"].set_index("sample")["own"]
+    assert own["b"] == pytest.approx(0, abs=1e-9)
+    assert own["c"] > 1
+    flipped = embedded().assign(pc0=lambda d: -d["pc0"], pc1=lambda d: -d["pc1"], pc2=lambda d: -d["pc2"])
+    again = tables.embedding_points(flipped)
+    np.testing.assert_allclose(np.abs(again["x"]), np.abs(points["x"]), atol=1e-6)
+
+
+def test_projections_repeat_and_an_unknown_one_is_refused():
+    rng = np.random.default_rng(0)
+    many = pd.DataFrame(rng.normal(size=(24, 3)), columns=list(PCS))
+    kinds = ["seed", "synthetic"] * 12
+    many = many.assign(benchmark="s", sample=[str(i // 2) for i in range(24)], seed=0, kind=kinds, index=0)
+    for projection in ("pca", "tsne"):
+        one, two = (tables.embedding_points(many, projection) for _ in range(2))
+        np.testing.assert_allclose(one[["x", "y"]], two[["x", "y"]], atol=1e-6)
+    with pytest.raises(ValueError, match="there are pca, tsne"):
+        tables.embedding_points(many, "umap")
+    assert tables.embedding_points(pd.DataFrame()).empty
+
+
+def test_quality_counts_copies_validity_and_failures():
+    records = arms([0] * 4, [0] * 4)
+    mine = records["arm"] == "tt_si"
+    records.loc[mine, "synthesis_failed"] = [True, False, False, False]
+    # Both modes train on the same synthesis: it is asked for once.
+    records = pd.concat([records, records[mine].assign(mode="exact")])
+    examples = pd.DataFrame({
+        "benchmark": "sealtool", "sample": ["1", "2", "3"], "seed": 0, "writer": "self", "index": 0,
+        "attempt": [0, 2, 0], "copy_ratio": [1.0, 0.998, 0.4], "schema_errors": [0, 0, 2],
+        "tool": ["x", "x", "y"], "question_sha256": ["p", "q", "q"],
+    })  # fmt: skip
+    (row,) = tables.table_synthetic(examples, records).to_dict("records")
+    assert (row["asked"], row["failed"], row["examples"]) == (4, 1, 3)
+    assert (row["copies"], row["valid"], row["attempts"]) == (1, 2, pytest.approx(5 / 3))
+    assert (row["distinct_tools"], row["distinct_questions"]) == (2, 2)
+    assert row["top_tool_share"] == pytest.approx(200 / 3)
+    nothing = tables.table_synthetic(examples.iloc[:0], records)
+    assert nothing["note"].tolist() == [tables.NOT_RUN]
+
+
+def test_good_and_bad_examples_are_the_first_not_the_best():
+    def wrote(question, ratio, errors=()):
+        return Synthesis((Example(question, (Call("f", {"a": 1}),), ratio, errors),))
+
+    written = {
+        "a": wrote("new", 0.5), "b": wrote("same", 1.0), "c": wrote("odd", 0.2, ("a: not a string",)),
+        "d": Synthesis((), ("bad_json",)), "e": wrote("newer", 0.1),
+    }  # fmt: skip
+    good, bad = tables.good_and_bad(written, {"a": "seed of a"}, count=2)
+    assert [g.splitlines()[1] for g in good] == ["written: new", "written: newer"]
+    assert "seed of a" in good[0]
+    assert "a copy" in bad[0]
+    assert "not a string" in bad[1]
+    assert "failed:  bad_json" in tables.good_and_bad(written, {}, count=9)[1][2]
+
+
+# --- cost -----------------------------------------------------------------------------------------------
+
+
+def timed():
+    """Two adapted samples and a certain one; base answers take 2 s."""
+    base = arm("base", [0, 0, 1], seconds_answer=2.0, tokens_answer=10, margin=np.nan, adapted=False)
+    ours = arm("tt_si", [0, 1, 1], seconds_answer=2.0, tokens_answer=10)
+    ours["uncertain"] = ours["adapted"] = [True, True, False]
+    ours = ours.assign(seconds_h=0.5, tokens_h=5, seconds_g=[1.0, 3.0, 0.0], tokens_g=[20, 40, 0],
+                       seconds_t=[4.0, 6.0, 0.0], tokens_t=[100, 100, 0])  # fmt: skip
+    none = {f"{what}_{stage}": 0 for what in ("seconds", "tokens") for stage in "hgt"}
+    return pd.concat([base.assign(**none), ours]).assign(reply="r")
+
+
+def test_costs_by_hand():
+    table = tables.table_cost(timed())
+    seconds = {r["stage"]: r["seconds"] for r in table.to_dict("records")}
+    assert seconds == {
+        "base": 2, "h": 0.5, "g": 2, "t": 5, "answer": 2, "uncertain": 9.5, "certain": 2.5,
+    }  # fmt: skip
+    whole = row_of(table, stage="uncertain")
+    assert (whole["n"], whole["tokens"], whole["times_base"]) == (2, 145, 4.75)
+    assert whole["seconds_low"] < 9.5 < whole["seconds_high"]
+    assert whole["paper_times_base"] == pytest.approx(10.24 / 1.26)
+    assert "4.8 times a base answer" in tables.cost_reading(table)
+
+
+def test_break_even_by_hand():
+    ours, paper = tables.prices(timed(), "sealtool", sft_samples=1000)
+    assert ours.tt_si == pytest.approx((2 * 9.5 + 2.5) / 3)
+    assert ours.sft == 5000
+    assert ours.break_even == pytest.approx(5000 / (21.5 / 3 - 2))
+    share = 190 / 294
+    assert paper.break_even == pytest.approx(7966.6 / (share * 10.24 + (1 - share) * 2.14 - 1.26))
+    trained = arm("sft", [1, 1, 1], seconds_fit=30.0, pool_n=10.0, seconds_answer=2.0)
+    (measured, _) = tables.prices(pd.concat([timed(), trained]), "sealtool", sft_samples=1000)
+    assert measured.sft == 3000
+    assert "arm sft, 10 samples" in measured.basis
+    (given, _) = tables.prices(timed(), "sealtool", sft_seconds=100.0, share=0.0)
+    assert given.break_even == pytest.approx(100 / 0.5)
+    curves = tables.break_even_curves([given])
+    later = curves[(curves["panel"] == "queries") & (curves["queries"] > 201)]
+    assert (later["tt_si"] > later["sft"]).all()
+    assert "200 queries" in tables.break_even_reading([given])
+
+
+def test_modes_are_paired_with_each_other():
+    records = pd.concat([timed(), timed().assign(mode="exact", correct=[0, 0, 1, 1, 0, 1], reply="s")])
+    records = records[(records["arm"] == "tt_si") | (records["mode"] == "none")]
+    row = row_of(tables.mode_comparison(records), benchmark="sealtool")
+    assert (row["difference"], row["gained"], row["lost"], row["same_reply"]) == (0, 1, 1, 0)
+    assert tables.mode_comparison(timed())["note"].tolist() == [tables.NOT_RUN]
+
+
+def test_bench_ratios_are_paired_by_sample(tmp_path):
+    rows = [("usual loop", 1, 8.0), ("usual loop", 2, 32.0), ("exact", 1, 4.0), ("exact", 2, 4.0)]
+    path = tmp_path / "bench.csv"
+    pd.DataFrame(
+        [{"benchmark": "sealtool", "sample": s, "program": p, "stage": "t", "seconds": x} for p, s, x in rows]
+    ).to_csv(path, index=False)
+    table = tables.bench_ratios(path)
+    assert row_of(table, program="exact")["ratio"] == pytest.approx(4)
+    assert pd.isna(row_of(table, program="usual loop")["ratio"])
+    assert "not measured" in tables.markdown(tables.bench_view(tables.bench_ratios(tmp_path / "none.csv")))
+
+
+# --- controls -------------------------------------------------------------------------------------------
+
+
+def test_controls_stand_beside_base_and_tt_si():
+    variants = {
+        "original": {"tool_order": "original", "mode": "activated"},
+        "noise": {"seeds": [1], "arms": ["base"]},
+        "larger": {"model": "qwen2.5-coder-1.5b"},
+    }  # fmt: skip
+    records = pd.concat([
+        arms([0, 0, 1, 1], [1, 1, 1, 1]).assign(variant=""),
+        arm("generic", [1, 0, 1, 1], variant=""),
+        arms([1, 1], [1, 0]).assign(variant="original", tool_order="original"),
+        arm("base", [0, 1, 1, 0], variant="noise", seed=1),
+        arms([1], [1]).assign(variant="larger", model="qwen2.5-coder-1.5b"),
+    ])  # fmt: skip
+    table = tables.table_controls(records, variants)
+    generic = row_of(table, control="generic")
+    assert (generic["base_difference"], generic["tt_si_difference"]) == (25, -25)
+    original = row_of(table, variant="original", arm="tt_si")
+    assert (original["own_difference"], original["base_difference"]) == (-50, 50)
+    assert original["control"] == "tool_order = original"
+    noise = row_of(table, variant="noise")
+    assert (noise["base_gained"], noise["base_lost"], noise["base_pairs"]) == (1, 1, 4)
+    assert pd.isna(noise["tt_si_p_holm"]), "a base row is held against base"
+    assert "larger" not in set(table["variant"])
+    assert row_of(table, control="amortised")["note"] == tables.NOT_RUN
+    assert row_of(table, control="learning_rate")["note"] == tables.NOT_RUN
+    assert "tool_order" not in set(table.loc[table["note"] == tables.NOT_RUN, "control"])
+    reading = tables.controls_reading(table)
+    assert "**generic**" in reading
+    assert "Not run in this profile: donor" in reading
+
+
+def test_error_codes_before_and_after():
+    records = arms([0, 0, 1, 0], [1, 0, 0, 0]).assign(adapted=False, code="ok")
+    mine = records["arm"] == "tt_si"
+    records.loc[~mine, "code"] = ["no_call", "wrong_value", "ok", "wrong_type"]
+    records.loc[mine, "code"] = ["ok", "wrong_value", "wrong_name", "bad_json"]
+    records.loc[mine, "adapted"] = [True, True, True, False]
+    moved = tables.error_codes(records)
+    assert moved["n"].sum() == 3, "only what was adapted"
+    view = tables.codes_view(moved, "sealtool", "activated").set_index("before ↓ after →")
+    assert view.loc["no_call", "ok"] == 1
+    assert view.loc["all before" if "all before" in view.index else "all after", "all before"] == 3
+    reading = tables.codes_reading(moved)
+    assert "mended: no_call 1" in reading
+    assert "made: wrong_name 1" in reading
+    assert "No sample was adapted" in tables.codes_reading(moved.iloc[:0])
 
 
 # --- writing --------------------------------------------------------------------------------------------
@@ -308,41 +716,3 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
     with pytest.raises(OSError, match="no space"):
         tables.write(path, b"new")
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
-
-
-def every_figure():
-    curves = tables.estimator_curves(scores(), [0.95])
-    table = tables.table1_main(arms([0] * 12, [1] * 3 + [0] * 9))
-    positions = tables.gold_positions({"shuffled": {"s": [sample(0, ["a", "b"], ["a"])]}})
-    return {
-        "estimator": (figures.figure4_estimator(curves), curves),
-        "margins": (figures.margins_figure(scores()), scores()),
-        "main": (figures.main_results_figure(table), table),
-        "gold": (figures.gold_first_figure(positions), positions),
-    }
-
-
-def test_figures_are_the_same_bytes_each_time(tmp_path, monkeypatch):
-    monkeypatch.setenv("TTSI_FIGURES", str(tmp_path))
-    for turn in ("one", "two"):
-        for name, (figure, values) in every_figure().items():
-            figures.save_figure(figure, values, name, turn)
-    one = sorted((tmp_path / "one").iterdir())
-    assert {p.suffix for p in one} == {".csv", ".pdf", ".png"}
-    assert len(one) == 12
-    for path in one:
-        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
-        assert path.stat().st_size > 50
-
-
-def test_figures_leave_the_callers_style_alone():
-    import matplotlib as mpl
-
-    before = dict(mpl.rcParams)
-    every_figure()
-    assert dict(mpl.rcParams) == before
-
-
-def test_every_arm_has_its_own_colour():
-    assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
-    assert set(tables.ARMS) <= set(figures.COLOURS)

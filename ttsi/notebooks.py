@@ -2,6 +2,10 @@
 
     reproduce --profile cpu                           all notebooks, the plan first
     run 02 --profile cpu benchmarks=['sealtool'] n=8  one notebook with other parameters
+    reproduce --profile cpu --from results/cpu        the same, going on from an exported run
+    figures --from results/cpu                        tables and figures of an exported run: no model, no data
+    export --profile cpu                              what was run into results/cpu, ready to be committed
+    keep --profile cpu                                the outputs of a finished run into the notebooks
     list                                              the notebooks and their parameters
 
 Executed copies go to runs/<profile>/. A notebook that fails leaves none and ends the run.
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -28,13 +33,14 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from ttsi import sources
+from ttsi import results, sources
 from ttsi.config import load_profile
 from ttsi.store import StoreError
 from ttsi.study import Study
 from ttsi.tables import write
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+RESULTS = Path("results")
 ARGS = "TTSI_ARGS"
 _KERNEL = "ttsi-this-python"
 _ANSI = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
@@ -118,11 +124,43 @@ def execute(path: Path, parameters: Mapping[str, Any], kernel: str) -> Path:
 
 def _without_progress(output: Any) -> Any:
     """The output less its progress bars, which say nothing once they are full; None if nothing is left."""
+    if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+        return None
     if output["output_type"] != "stream" or output["name"] != "stderr":
         return output
     lines = [_ANSI.sub("", line.rpartition("\r")[2]) for line in output["text"].split("\n")]
     output["text"] = "\n".join(line for line in lines if "%|" not in line)
     return output if output["text"].strip() else None
+
+
+def sources_hash(notebook: Any) -> str:
+    """SHA-256 of all cells' sources: whether the outputs in a notebook are those of its cells."""
+    cells = [[c["cell_type"], c["source"]] for c in notebook.cells]
+    return hashlib.sha256(json.dumps(cells, ensure_ascii=False).encode()).hexdigest()
+
+
+def keep_outputs(profile: str) -> list[Path]:
+    """The notebooks that now carry the outputs of a profile's executed copies, ready to be committed.
+
+    Their cells stay as they are; the hash of their sources goes into the metadata. Raises ValueError for
+    a copy whose cells are no longer the notebook's: run it again first.
+    """
+    kept = []
+    for path in notebooks():
+        executed = sources.runs_dir() / profile / path.name
+        if not executed.exists():
+            continue
+        notebook, copy = (nbformat.read(p, 4) for p in (path, executed))  # type: ignore[no-untyped-call]
+        done = {c["id"]: c for c in copy.cells}
+        for cell in notebook.cells:
+            other = done.get(cell["id"])
+            if other is None or other["source"] != cell["source"]:
+                raise ValueError(f"{path.name} has changed since {executed} was run: run it again")
+            if cell["cell_type"] == "code":
+                cell["outputs"], cell["execution_count"] = other["outputs"], other["execution_count"]
+        notebook.metadata["ttsi"] = {"profile": profile, "sources": sources_hash(notebook)}
+        kept.append(write(path, nbformat.writes(notebook).encode()))  # type: ignore[no-untyped-call]
+    return kept
 
 
 @contextlib.contextmanager
@@ -177,8 +215,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "run", help=f"one notebook; key=value are its parameters, also read from {ARGS}"
     )
     run.add_argument("number", help="e.g. 02")
-    for command in (reproduce, run):
+    figures = commands.add_parser("figures", help="all notebooks from an exported run, nothing computed")
+    export = commands.add_parser("export", help="writes a run's records, without a benchmark's text")
+    export.add_argument("--to", type=Path, help="folder; results/<profile> unless told otherwise")
+    for command in (reproduce, run, export):
         command.add_argument("--profile", default="cpu")
+    for command in (reproduce, figures):
+        command.add_argument("--from", dest="source", type=Path, help="folder of an exported run")
+    keep = commands.add_parser("keep", help="puts the outputs of a finished run into the notebooks")
+    keep.add_argument("--profile", default="cpu")
     commands.add_parser("list", help="the notebooks and their parameters")
     asked, rest = parser.parse_known_args(arguments)
     if rest and asked.command != "run":
@@ -191,11 +236,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     path.stem,
                     *(f"  {p['name']}={p['default']}" for p in papermill.inspect_notebook(path).values()),
                 )
+        elif asked.command == "keep":
+            for path in keep_outputs(asked.profile):
+                print(path)
         elif asked.command == "run":
             given = read_parameters(os.environ.get(ARGS, "")) | read_parameters(" ".join(rest))
             run_all([find(asked.number)], {"profile": asked.profile} | given)
+        elif asked.command == "figures":
+            source = asked.source or RESULTS / "cpu"
+            name = results.Results(source).profile.name
+            run_all(notebooks(), {"profile": name, "source": str(source.absolute())})
+        elif asked.command == "export":
+            study = Study(load_profile(asked.profile))
+            folder = study.export(asked.to or RESULTS / study.profile.name)
+            size = sum(path.stat().st_size for path in folder.iterdir())
+            print(f"{len(study.records())} records and what they come from: {folder}, {size / 1e6:.1f} MB")
         else:
             study = Study(load_profile(asked.profile))
+            if asked.source:
+                results.load_into(study.store.path, asked.source)
             print(study.plan(), flush=True)
             study.fetch()
             run_all(notebooks(), {"profile": asked.profile})

@@ -1,0 +1,135 @@
+"""Figures: the same values give the same bytes, nothing absent is drawn, and every arm has its colour."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from test_tables import PCS, arm, arms, embedded, samples_frame, scores, timed
+
+from ttsi import figures, tables
+
+
+def several_arms(n=24, seed=0):
+    """Records of the profile's arms and of one variant, with margins and uncertain samples."""
+    rng = np.random.default_rng(seed)
+    margins = list(rng.random(n))
+    asked = {"margins": margins, "uncertain": True, "adapted": True}
+    parts = [arm("base", (rng.random(n) < 0.5).astype(int), code="ok")]
+    for name in ("tt_si", "tt_si_all", "generic", "donor"):
+        parts.append(arm(name, (rng.random(n) < 0.6).astype(int), code="ok", **asked))
+    parts += [arm("sft_ood", (rng.random(n) < 0.6).astype(int), pool_n=float(k)) for k in (1, 2, 4)]
+    return pd.concat([p.assign(variant="") for p in parts] + [parts[0].assign(variant="again", seed=1)])
+
+
+@cache
+def values():
+    """What each figure draws: its function and its table."""
+    records = several_arms()
+    return {
+        "estimator": (figures.figure4_estimator, tables.estimator_curves(scores(), [0.95])),
+        "rivals": (
+            figures.figure4_rivals,
+            tables.estimator_comparison(scores().assign(rss=lambda d: d["margin"]), {"rss": "margin"}),
+        ),
+        "margins": (figures.margins_figure, scores()),
+        "main": (figures.main_results_figure, tables.table1_main(arms([0] * 12, [1] * 3 + [0] * 9))),
+        "methods": (figures.figure2_methods, tables.methods_table(records)),
+        "sizes": (figures.figure3_model_size, tables.sizes_table(records)),
+        "gold": (figures.gold_first_figure, tables.gold_positions(samples_frame())),
+        "threshold": (figures.figure_threshold, tables.threshold_curve(records)),
+        "scaling": (figures.figure2_scaling, tables.scaling_curves(records)),
+        "embeddings": (figures.figure5_embeddings, tables.embedding_points(embedded())),
+        "break_even": (
+            figures.figure_break_even,
+            tables.break_even_curves(tables.prices(timed(), "sealtool")),
+        ),
+        "costs": (figures.figure_costs, tables.table_cost(timed())),
+        "controls": (figures.figure_controls, tables.table_controls(records, {"again": {"seeds": [1]}})),
+    }
+
+
+def words(figure):
+    """Every text of a figure, its captions and tick labels included."""
+    texts = [t.get_text() for t in figure.texts]
+    for axes in figure.axes:
+        texts += [t.get_text() for t in (*axes.texts, *axes.get_yticklabels(), axes.title)]
+    return " ".join(texts).replace("\n", " ")
+
+
+def test_figures_are_the_same_bytes_each_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("TTSI_FIGURES", str(tmp_path))
+    drawn = ("estimator", "scaling", "embeddings", "costs", "controls")  # every way of drawing
+    for turn in ("one", "two"):
+        for name in drawn:
+            draw, table = values()[name]
+            figures.save_figure(draw(table), table, name, turn)
+    one = sorted((tmp_path / "one").iterdir())
+    assert {p.suffix for p in one} == {".csv", ".pdf", ".png"}
+    assert len(one) == 3 * len(drawn)
+    for path in one:
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+        assert path.stat().st_size > 50
+
+
+def test_figures_leave_the_callers_style_alone():
+    before = dict(mpl.rcParams)
+    for draw, table in values().values():
+        draw(table)
+    assert dict(mpl.rcParams) == before
+
+
+def test_every_arm_has_its_own_colour():
+    assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
+    assert set(tables.ARMS) <= set(figures.COLOURS)
+
+
+def test_no_text_leaves_the_page():
+    """Long names widen their column; nothing is cut off at an edge."""
+    for name in ("methods", "controls", "rivals", "scaling"):
+        draw, table = values()[name]
+        figure = draw(table)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        width = figure.get_size_inches()[0] * figure.dpi
+        for axes in figure.axes:
+            for text in (*axes.get_yticklabels(), *axes.texts, *figure.texts):
+                box = text.get_window_extent(renderer)
+                assert box.x0 >= -1 and box.x1 <= width + 1, (name, text.get_text())
+
+
+def test_what_was_not_run_is_named_and_not_drawn():
+    methods = tables.methods_table(several_arms(), lacking={"sft": "no training split"})
+    shown = words(figures.figure2_methods(methods))
+    assert "No training split: sft." in shown
+    assert "Not run in this profile:" in shown
+    assert "oracle" not in [t.get_text() for t in figures.figure2_methods(methods).axes[0].get_yticklabels()]
+    assert "Not run in this profile: sft, tt_d, tt_si_and_icl" in words(
+        figures.figure2_scaling(tables.scaling_curves(several_arms()))
+    )
+
+
+@pytest.mark.parametrize(
+    ("draw", "table"),
+    [
+        (figures.figure4_rivals, lambda: tables.estimator_comparison(scores(6).assign(rss=0.5))),
+        (figures.figure2_methods, lambda: tables.methods_table(pd.DataFrame())),
+        (figures.figure3_model_size, lambda: tables.sizes_table(pd.DataFrame(), "bfcl", ["tiny"])),
+        (figures.figure_threshold, lambda: tables.threshold_curve(pd.DataFrame())),
+        (figures.figure2_scaling, lambda: tables.scaling_curves(pd.DataFrame())),
+        (figures.figure5_embeddings, lambda: tables.embedding_points(pd.DataFrame(columns=list(PCS)))),
+        (figures.figure_costs, lambda: tables.table_cost(pd.DataFrame())),
+        (figures.figure_controls, lambda: tables.table_controls(pd.DataFrame())),
+    ],
+)
+def test_nothing_run_is_a_figure_that_says_so(draw, table):
+    figure = draw(table())
+    assert any(word in words(figure) for word in ("No ", "Too few"))
+
+
+def test_rebuilt_margins_never_move():
+    one, two = (figures.margins_figure(scores()).axes[0].lines[0].get_xydata() for _ in range(2))
+    np.testing.assert_array_equal(one, two)
