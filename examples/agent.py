@@ -1,0 +1,71 @@
+"""One question through Algorithm 1, with everything that happens on the way.
+
+    python examples/agent.py "How do I get from Rome to Oslo?"
+    python examples/agent.py --tau 0.5 --model path/to/a/model --tools my_tools.json "…"
+
+The model's text is printed as a Python literal, so that nothing in it reaches the terminal as a command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ttsi import Agent
+
+TOOLS = [
+    {
+        "name": "find_train",
+        "description": "Trains between cities.",
+        "parameters": {"origin": {"type": "str"}, "destination": {"type": "str"}},
+        "required": ["origin", "destination"],
+    },
+    {
+        "name": "find_flight",
+        "description": "Flights between cities.",
+        "parameters": {"origin": {"type": "str"}, "destination": {"type": "str"}},
+        "required": ["origin", "destination"],
+    },
+    {
+        "name": "find_hotel",
+        "description": "Hotels in a city.",
+        "parameters": {"city": {"type": "str"}, "nights": {"type": "int"}},
+        "required": ["city", "nights"],
+    },
+]
+
+
+def main() -> None:
+    """Asks one question and prints the stages and the answer."""
+    parser = argparse.ArgumentParser(description="Asks an agent that adapts itself to what it is unsure of.")
+    parser.add_argument("question", nargs="?", default="How do I get from Rome to Oslo?")
+    parser.add_argument("--model", default="qwen2.5-coder-0.5b", help="a name, or a ChatML model folder")
+    parser.add_argument("--tools", type=Path, help="JSON file: a list of functions")
+    parser.add_argument("--tau", type=float, default=0.95, help="adapt where the margin is below")
+    asked = parser.parse_args()
+
+    tools = json.loads(asked.tools.read_text()) if asked.tools else TOOLS
+    answer = Agent(asked.model, tools, tau=asked.tau).call(asked.question)
+
+    print(f"H  margin {answer.margin:.3f}: {'uncertain' if answer.uncertain else 'certain'} at {answer.tau}")
+    for name, log_prob in answer.log_probs.items():
+        print(f"     {log_prob:8.2f} nats  {name!r}")
+    for example in answer.examples:
+        print(f"G  {example.question!r}\n     {[(c.name, dict(c.arguments)) for c in example.calls]}")
+    if answer.failures:
+        print(f"G  {len(answer.failures)} tries could not be read: {', '.join(answer.failures)}")
+    if answer.losses:
+        print(f"T  loss {' → '.join(f'{loss:.3f}' for loss in answer.losses)} nats per token")
+    print(f"   {'the adapted model' if answer.adapted else 'the model as it is'} answers:")
+    for call in answer.calls:
+        print(f"     {call.name!r} {dict(call.arguments)}")
+    if not answer.calls:
+        print(f"     {answer.text!r}")
+    for problem in answer.problems:
+        print(f"     not as declared: {problem!r}")
+    print("   seconds: " + ", ".join(f"{stage} {spent:.2f}" for stage, spent in answer.seconds.items()))
+
+
+if __name__ == "__main__":
+    main()
