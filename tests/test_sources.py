@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -573,3 +575,80 @@ def test_smollm2_is_fetched_and_dequantised() -> None:
     assert "Paris" in tokenizer.decode(reply[0, ids["input_ids"].shape[1] :])
     assert tokenizer.eos_token == "<|im_end|>"
     assert not hasattr(model.config, "quantization_config")
+
+
+# --- what may be loaded -------------------------------------------------------------------------------
+
+ROOT = Path(sources.__file__).resolve().parent.parent
+REFUSED = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+REFUSED_CALLS = {"eval", "exec", "compile", "torch.load", "yaml.load", "yaml.unsafe_load", "pd.read_pickle"}
+
+
+def python_of(path: Path) -> str:
+    """The code of a Python file, or of a notebook's cells."""
+    if path.suffix == ".py":
+        return path.read_text()
+    cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    lines = [line for c in cells for line in "".join(c["source"]).splitlines() if line[:1] not in "%!"]
+    return "\n".join(lines)
+
+
+def dangers(code: str) -> list[str]:
+    """What in a program could run code that came with a file."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names if a.name.split(".")[0] in REFUSED]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in REFUSED:
+            found.append(str(node.module))
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            found += [name] if name in REFUSED_CALLS else []
+            for word in node.keywords:
+                value = ast.unparse(word.value)
+                if word.arg in ("trust_remote_code", "allow_pickle") and value != "False":
+                    found.append(f"{word.arg}={value}")
+    return found
+
+
+def test_nothing_that_is_loaded_can_run_code() -> None:
+    files = [p for kind in ("ttsi/**/*.py", "tools/**/*.py", "notebooks/*.ipynb") for p in ROOT.glob(kind)]
+    assert len(files) > 20
+    assert {str(p.relative_to(ROOT)): d for p in files if (d := dangers(python_of(p)))} == {}
+    # The search finds what it looks for.
+    for bad in ("import pickle", "from joblib import load", "torch.load(x)", "f(trust_remote_code=True)"):
+        assert dangers(bad), bad
+
+
+def test_every_model_is_read_as_safetensors() -> None:
+    loads = [
+        (path.name, node)
+        for path in ROOT.glob("ttsi/**/*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("ForCausalLM.from_pretrained")
+    ]
+    assert loads
+    for name, call in loads:
+        given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+        assert given.get("use_safetensors") == "True" or "gguf_file" in given, name
+
+
+def test_every_file_that_is_fetched_has_a_hash() -> None:
+    pins = json.loads((ROOT / "ttsi" / "pins.json").read_text())
+    models = pins["models"].values()
+    entries = [f for m in models for f in (*m["files"], *m["wheels"])] + [pins["bfcl"]]
+    entries += [e for b in pins["benchmarks"].values() for e in (b["local"], b["upstream"])]
+    assert len(entries) > 30
+    for entry in entries:
+        hashes = (entry.get("sha256", ""), entry.get("blob", ""))
+        assert re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", "".join(hashes)), entry["name"]
+        assert not entry["name"].endswith((".bin", ".pt", ".pth", ".pkl")), "no pickles"
+    assert all(re.fullmatch(r"[0-9a-f]{40}", m["revision"]) for m in models if m["repo"])
+
+
+def test_every_package_of_the_lock_file_has_a_hash() -> None:
+    text = (ROOT / "requirements.lock").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    assert len(lines) > 80
+    assert [line[:60] for line in lines if "==" not in line or "--hash=sha256:" not in line] == []
+    assert not [line for line in lines if line.startswith("torch==")], "torch is pinned by version"

@@ -1,0 +1,5 @@
+"""The soak test reports where the fault suite does."""
+
+from ledger import ledger
+
+__all__ = ["ledger"]
