@@ -9,12 +9,15 @@ export TTSI_FIGURES ?= $(CURDIR)/figures
 export PYTHON
 # Threads that wait without spinning: no slower alone, and several times faster where cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Freed memory is kept for the next tensor: handing it back and forth costs a tenth of a training step.
+export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
+export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 export PYTHONWARNINGS ?= ignore:IProgress not found
 # Through the environment, so that quotes in ARGS reach the notebook as they were typed.
 export TTSI_ARGS = $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce plan notebook lab fetch test lint clean
+.PHONY: help setup reproduce figures export plan notebook lab fetch test test-faults test-soak bench lint clean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=cpu|cpu-full|smoke]"
@@ -26,8 +29,15 @@ setup: .venv/.complete ## .venv with the pinned packages
 	@tools/setup.sh
 	@touch $@
 
-reproduce: setup ## every table and figure into figures/PROFILE
-	@$(PY) -m ttsi.notebooks reproduce --profile $(PROFILE)
+reproduce: setup ## every table and figure into figures/PROFILE; FROM=results/cpu goes on from an exported run
+	@$(PY) -m ttsi.notebooks reproduce --profile $(PROFILE) $(if $(FROM),--from $(FROM))
+
+figures: setup ## the same from committed records, FROM=results/PROFILE: no model, no data, two minutes
+	@$(PY) -m ttsi.notebooks figures --from $(or $(FROM),results/$(PROFILE))
+
+export: setup ## what was run into results/PROFILE, and its outputs into the notebooks: what a commit needs
+	@$(PY) -m ttsi.notebooks export --profile $(PROFILE)
+	@$(PY) -m ttsi.notebooks keep --profile $(PROFILE)
 
 plan: setup ## what `make reproduce` would compute, in time and disk
 	@$(PY) -c "import sys; from ttsi.study import Study; print(Study(sys.argv[1]).plan())" $(PROFILE)
@@ -44,6 +54,15 @@ fetch: setup ## models and data of the default profile, ahead of time
 
 test: setup ## all tests
 	@$(PY) -m pytest
+
+test-faults: setup ## real processes killed, starved and fed damaged files; writes docs/reliability.md
+	@TTSI_LEDGER=docs $(PY) -m pytest tests/faults
+
+test-soak: setup ## hundreds of adaptations in one process (half an hour); writes docs/reliability.md
+	@TTSI_LEDGER=docs $(PY) -m pytest -s tests/soak
+
+bench: setup ## what test-time training costs, against the usual loop: figures/bench.md (40 minutes)
+	@$(PY) tools/bench.py
 
 lint: setup ## ruff and mypy
 	@$(PY) -m ruff check .

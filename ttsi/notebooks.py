@@ -42,6 +42,7 @@ from ttsi.tables import write
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 RESULTS = Path("results")
 ARGS = "TTSI_ARGS"
+_EXPECTED = {"StoreError", "Unavailable", "WrongBytes"}  # their messages say all there is to say
 _KERNEL = "ttsi-this-python"
 _ANSI = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 
@@ -259,6 +260,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             study.fetch()
             run_all(notebooks(), {"profile": asked.profile})
     except PapermillExecutionError as error:
+        if error.ename in _EXPECTED:
+            print(error.evalue, file=sys.stderr)
+            return 1
         plain = _ANSI.sub("", "\n".join(error.traceback))
         print(
             f"\n{plain}\n\nfailed in cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr

@@ -53,7 +53,7 @@ class LoraLinear(nn.Module):
             return y if self.base.bias is None else y + self.base.bias
         a, b = self.pair
         if a.requires_grad and not self.weight.plain:
-            return _Adapted.apply(x, self.base.weight, self.base.bias, a, b)  # type: ignore[no-untyped-call]
+            return _Adapted.apply(x, self.weight, self.base.bias, a, b)  # type: ignore[no-untyped-call]
         y = self.weight(x)
         if self.base.bias is not None:
             y = y + self.base.bias
@@ -78,7 +78,11 @@ class FrozenWeight:
         if self.plain:
             return nn.functional.linear(x, self.weight)
         if x.requires_grad:
-            return _Frozen.apply(x, self.weight)  # type: ignore[no-untyped-call]
+            return _Frozen.apply(x, self)  # type: ignore[no-untyped-call]
+        return self.product(x)
+
+    def product(self, x: Tensor) -> Tensor:
+        """The product itself, without a graph (float32 on a CPU)."""
         if self.packed is not None and x.numel() <= _PACKED_ROWS * x.shape[-1]:
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
         return _product(x, self.weight)
@@ -88,9 +92,9 @@ class _Frozen(torch.autograd.Function):
     """The product with a weight that needs no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.weight = weight
-        return _product(x, weight)
+    def forward(ctx: Any, x: Tensor, weight: FrozenWeight) -> Tensor:
+        ctx.weight = weight.weight
+        return weight.product(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -105,13 +109,15 @@ class _Adapted(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-        y = _product(x, weight)
+    def forward(
+        ctx: Any, x: Tensor, weight: FrozenWeight, bias: Tensor | None, a: Tensor, b: Tensor
+    ) -> Tensor:
+        y = weight.product(x)
         if bias is not None:
             y += bias
         low = torch.bmm(x, a.transpose(1, 2))
         ctx.save_for_backward(x, low, a, b)
-        ctx.weight = weight
+        ctx.weight = weight.weight
         return y.baddbmm_(low, b.transpose(1, 2))
 
     @staticmethod

@@ -1,0 +1,390 @@
+"""`make bench`: the usual loop, `exact` and `activated` on the same samples in one run, interleaved.
+
+Two programs run in processes of their own (so that each has its own peak memory) and take turns sample by
+sample; the one that waits sleeps. Both read the same prompts, write the same example and start from the same
+adapter, so their losses and answers can be compared, and are. Synthesis is greedy here, with the paper's
+repetition penalty: a drawn example would differ between programs, and so would its time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ttsi import benchmarks, sources, tables
+from ttsi.config import PAPER_SAMPLING
+from ttsi.engines.base import native_dtype
+from ttsi.types import LoraSettings, Sampling
+
+WRITE = Sampling(repetition_penalty=PAPER_SAMPLING.repetition_penalty, max_tokens=256)
+ANSWER = Sampling()
+MODES = ("exact", "activated")
+SEED, TAU = 0, 0.95
+LONG = 1500  # tokens of a prompt above which the programs don't share the memory
+
+
+# --- the workers -----------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds per stage, and the peak resident memory (MB) while it ran."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.peak_mb: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        _reset_peak()
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - began
+        self.peak_mb[name] = _peak_mb()
+
+
+def _reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_mb() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+class Ours:
+    """The worker that runs ttsi's engine."""
+
+    def __init__(self, model: str, dtype: str) -> None:
+        from ttsi.engines.torch import TorchEngine
+
+        self.engine = TorchEngine(sources.model_dir(model), dtype=dtype)
+        self.samples: dict[str, Any] = {}
+        self.work: dict[str, Any] = {}
+
+    def _sample(self, name: str) -> Any:
+        """A sample by its id, whatever benchmark it is of."""
+        if name not in self.samples:
+            for benchmark in ("sealtool", "nexusraven"):
+                self.samples |= {s.id: s for s in benchmarks.load(benchmark)}
+        return self.samples[name]
+
+    def list(self, name: str) -> dict[str, Any]:
+        """The ids of a benchmark's samples, or of one domain's: `nexusraven:virustotal`."""
+        domain = name if ":" in name else ""
+        found = benchmarks.load(name.partition(":")[0])
+        return {"ids": [s.id for s in found if not domain or s.cluster == domain]}
+
+    def begin(self, sample: str, tau: float) -> dict[str, Any]:
+        """Base answer, H and G, from a cold prefix; and the texts that the usual loop needs."""
+        from ttsi import estimator, prompts, synthesizer
+        from ttsi.calls import format_calls
+        from ttsi.engines.base import Request
+
+        query, engine, clock = self._sample(sample).query, self.engine, Clock()
+        prompt = prompts.act(query)
+        code = engine.encode(prompt)
+        engine.prefixes.clear()
+        with clock.stage("prefix"):
+            engine.prefix(code.ids[: code.prefix])
+        with clock.stage("base"):
+            base = engine.generate([Request(prompt, lookup=True)], ANSWER)[0][0]
+        with clock.stage("H"):
+            scored = estimator.score(engine, [query])[0]
+            margin = estimator.uncertainty(scored, query.tools).margin
+        out: dict[str, Any] = {
+            "margin": margin,
+            "tokens": {"prompt": len(code.ids), "prefix": code.prefix, "base": len(base.tokens)},
+            "scores": [list(s.log_probs) for s in scored],
+            "base": base.text,
+        }
+        if margin < tau:
+            before = engine.counters.passes
+            with clock.stage("G"):
+                written = synthesizer.synthesize(engine, [query], lambda *_: 0, WRITE, retries=0)[0]
+            out["tokens"]["G"], out["passes_G"] = written.tokens, engine.counters.passes - before
+            out["examples"] = [e.question for e in written.examples]
+            if written.examples:
+                e = written.examples[0]
+                example, reply = prompts.example(query.tools, e.question), format_calls(e.calls)
+                bare = engine.chat.render(example)
+                self.work[sample] = (query, written.examples, reply)
+                out["texts"] = {
+                    "prompt": engine.chat.render(prompt),
+                    "opening": prompts.OPENING,
+                    "continuations": [estimator.continuation(t.name) for t in query.tools],
+                    "write": engine.chat.render(prompts.synthesis(query)) + prompts.QUESTION,
+                    "example": bare,
+                    "reply": engine.chat.render(example, reply=reply)[len(bare) :],
+                }
+        return out | {"seconds": clock.seconds, "peak_mb": clock.peak_mb}
+
+    def adapt(self, sample: str, mode: str) -> dict[str, Any]:
+        """T and the answer. The draft is the example's own answer: a live query has no base answer yet."""
+        from ttsi import prompts, trainer
+        from ttsi.engines.base import Request
+
+        (query, examples, reply), engine, clock = self.work[sample], self.engine, Clock()
+        with clock.stage("T"):
+            fitted = trainer.fit(engine, [trainer.job(query.tools, examples, SEED)], LoraSettings(mode=mode))[
+                0
+            ]
+        if fitted is None:
+            raise RuntimeError(f"{sample}: training diverged")
+        adapter, fit = fitted
+        draft = tuple(engine.chat.continuation("", reply)[0])
+        with clock.stage("answer"):
+            request = Request(prompts.act(query), adapter=adapter, draft=draft, lookup=True)
+            answer = engine.generate([request], ANSWER)[0][0]
+        tokens = {"T": fit.tokens // len(fit.losses), "labels": fit.label_tokens // len(fit.losses)}
+        return {
+            "text": answer.text,
+            "losses": fit.losses,
+            "tokens": tokens | {"answer": len(answer.tokens)},
+            "seconds": clock.seconds,
+            "peak_mb": clock.peak_mb,
+        }
+
+    def batch(self, samples: Sequence[str]) -> dict[str, Any]:
+        """The samples together: base answers, TT-SI, and decoding alone, one by one and all."""
+        from ttsi import estimator, prompts, synthesizer, trainer
+        from ttsi.engines.base import Request
+
+        engine, clock = self.engine, Clock()
+        queries = [self.work[s][0] for s in samples]
+        codes = [engine.encode(prompts.act(q)) for q in queries]
+
+        def cold() -> None:
+            engine.prefixes.clear()
+            for code in codes:
+                engine.prefix(code.ids[: code.prefix])
+
+        plain = [Request(prompts.act(q), lookup=True) for q in queries]
+        with clock.stage("prefix"):
+            cold()
+        one: list[Any] = []
+        with clock.stage("one by one"):
+            one = [engine.generate([r], ANSWER)[0][0] for r in plain]
+        with clock.stage("base"):
+            many = [r[0] for r in engine.generate(plain, ANSWER)]
+        with clock.stage("H"):
+            estimator.score(engine, queries)
+        with clock.stage("G"):
+            written = synthesizer.synthesize(engine, queries, lambda *_: 0, WRITE, retries=0)
+        usable = [(q, w.examples) for q, w in zip(queries, written, strict=True) if w.examples]
+        with clock.stage("T"):
+            jobs = [trainer.job(q.tools, e, SEED) for q, e in usable]
+            fitted = [f for f in trainer.fit(engine, jobs, LoraSettings(mode="activated")) if f]
+        drafts = [tuple(engine.chat.continuation("", self.work[q.id][2])[0]) for q, _ in usable]
+        with clock.stage("answer"):
+            engine.generate(
+                [
+                    Request(prompts.act(q), adapter=a, draft=d, lookup=True)
+                    for (q, _), (a, _), d in zip(usable, fitted, drafts, strict=True)
+                ],
+                ANSWER,
+            )
+        # Decoding alone, without guesses at what comes next: one by one and together.
+        engine.drafts = False
+        with clock.stage("plain one by one"):
+            alone = [engine.generate([r], ANSWER)[0][0] for r in plain]
+        with clock.stage("plain together"):
+            together = [r[0] for r in engine.generate(plain, ANSWER)]
+        engine.drafts = True
+        texts = [[g.tokens for g in group] for group in (one, many, alone, together)]
+        return {
+            "n": len(queries),
+            "adapted": len(usable),
+            "tokens": sum(len(r.tokens) for r in many),
+            "equal": sum(len(set(row)) == 1 for row in zip(*texts, strict=True)),
+            "seconds": clock.seconds,
+        }
+
+    def machine(self) -> dict[str, Any]:
+        """Rate of matrix products (FLOP/s, best of several shapes) and the model's size."""
+        import torch
+
+        engine, config, best = self.engine, self.engine.model.config, 0.0
+        weight = max((layer.base.weight for layer in engine.lora.layers), key=lambda w: w.numel())
+        for rows in (128, 512, 1024):
+            x = torch.randn(rows, weight.shape[1], dtype=weight.dtype)
+            for product in (lambda x=x: x @ weight.t(), lambda x=x: weight @ x.t()):
+                for _ in range(5):
+                    began = time.perf_counter()
+                    product()
+                    best = max(best, 2 * rows * weight.numel() / (time.perf_counter() - began))
+        return {
+            "flops": best,
+            "dtype": str(engine.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "decoder": sum(layer.base.weight.numel() for layer in engine.lora.layers),
+            "head": engine._head.weight.numel(),
+            "attention": 4 * config.num_hidden_layers * config.hidden_size,
+        }
+
+
+class Theirs:
+    """The worker that runs the usual loop."""
+
+    def __init__(self, model: str, dtype: str) -> None:
+        from usual_loop import UsualLoop
+
+        self.loop = UsualLoop(sources.model_dir(model), dtype)
+
+    def sample(self, texts: dict[str, Any], base: bool) -> dict[str, Any]:
+        """The whole loop on one sample, with the base answer first if asked for."""
+        loop = self.loop
+        loop.seconds = {}
+        _reset_peak()
+        answer = loop.answer(texts["prompt"], ANSWER.max_tokens) if base else None
+        scores = loop.score(texts["prompt"], texts["opening"], texts["continuations"])
+        written = loop.write(texts["write"], WRITE.max_tokens, WRITE.repetition_penalty)
+        settings = {k: getattr(LoraSettings(), k) for k in LoraSettings.__dataclass_fields__}
+        text, losses = loop.adapt_and_answer(
+            texts["example"], texts["reply"], texts["prompt"], ANSWER.max_tokens, settings, SEED
+        )
+        return {
+            "base": answer,
+            "scores": scores,
+            "written": written,
+            "text": text,
+            "losses": losses,
+            "seconds": loop.seconds,
+            "peak_mb": {"sample": _peak_mb()},
+        }
+
+
+def serve(worker: Any) -> None:
+    """Answers one JSON request per line, until there are no more."""
+    out, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not pass for an answer
+    for line in sys.stdin:
+        asked = json.loads(line)
+        out.write(json.dumps(getattr(worker, asked.pop("do"))(**asked)) + "\n")
+        out.flush()
+
+
+# --- the driver ------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """A program in a process of its own, started when it is first asked something."""
+
+    def __init__(self, name: str, model: str, dtype: str) -> None:
+        self.command = [sys.executable, __file__, "--worker", name, "--model", model, "--dtype", dtype]
+        self.process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pause()
+
+    def __call__(self, do: str, **asked: Any) -> Any:
+        if self.process is None:
+            pipe = subprocess.PIPE
+            self.process = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, text=True)
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps({"do": do} | asked) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the process stopped (exit code {self.process.wait()}); its message is above")
+        return json.loads(answer)
+
+    def pause(self) -> None:
+        """Ends the process; the next question starts it again."""
+        if self.process is not None and self.process.stdin:
+            self.process.stdin.close()
+            self.process.wait()
+            self.process = None
+
+
+def measure(
+    model: str,
+    dtype: str,
+    wanted: dict[str, int],
+    say: Callable[[str], None],
+    keep: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """All measurements of one run, as plain JSON; `keep` gets what there is after each sample."""
+    found: dict[str, Any] = {"model": model, "samples": [], "batch": []}
+    with ExitStack() as stack:
+        ours, theirs = (stack.enter_context(Worker(n, model, dtype)) for n in ("ours", "theirs"))
+        machine = found["machine"] = ours("machine")
+        for name, n in wanted.items():
+            ids = ours("list", name=name)["ids"]
+            taken: list[dict[str, Any]] = []
+            while ids and len(taken) < n:
+                sample = ids.pop(0)
+                begun = ours("begin", sample=sample, tau=TAU)
+                if "texts" not in begun:
+                    continue  # certain, or no example could be read: nothing to compare
+                row = {"benchmark": name, "sample": sample, "begin": begun}
+                _take_turns(ours, theirs, row, begun.pop("texts"), len(taken))
+                taken.append(row)
+                found["samples"].append(row)
+                keep(found)
+                seconds = ", ".join(f"{p} {row[p]['seconds']['T']:.1f} s" for p in (*MODES, "usual"))
+                say(f"{name} {len(taken)}/{n}, T: {seconds}")
+            if name == next(iter(wanted)):
+                together = [row["sample"] for row in taken][:8]
+                found["batch"] = [ours("batch", samples=together) for _ in range(2)]
+                keep(found)
+                say(f"{len(together)} samples together, twice")
+        machine["flops"] = max(machine["flops"], ours("machine")["flops"])
+    return found
+
+
+def _take_turns(ours: Worker, theirs: Worker, row: dict[str, Any], texts: dict[str, Any], turn: int) -> None:
+    """Runs the three programs on a sample; who goes first changes from sample to sample.
+
+    A long prompt takes the usual loop some 15 GB: there ours goes first, and leaves the memory to it.
+    """
+    long = row["begin"]["tokens"]["prompt"] > LONG
+    turns: list[Callable[[], None]] = [
+        lambda: row.update(exact=ours("adapt", sample=row["sample"], mode="exact")),
+        lambda: row.update(activated=ours("adapt", sample=row["sample"], mode="activated")),
+        lambda: row.update(usual=theirs("sample", texts=texts, base=not long)),
+    ]
+    for i in range(len(turns)):
+        if long and i == len(turns) - 1:
+            ours.pause()
+        turns[i if long else (i + turn) % len(turns)]()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="qwen2.5-coder-0.5b")
+    parser.add_argument("--dtype", default=native_dtype())
+    parser.add_argument("--samples", nargs="*", default=["sealtool=8", "nexusraven:virustotal=2"])
+    parser.add_argument("--worker", choices=["ours", "theirs"])
+    asked = parser.parse_args()
+    if asked.worker:
+        serve({"ours": Ours, "theirs": Theirs}[asked.worker](asked.model, asked.dtype))
+        return
+    sources.fetch([asked.model])
+    began = time.monotonic()
+    wanted = {k: int(v) for k, v in (s.split("=") for s in asked.samples)}
+    path = sources.runs_dir() / "bench.json"
+    found = measure(
+        asked.model,
+        asked.dtype,
+        wanted,
+        say=lambda text: print(f"[{time.monotonic() - began:5.0f} s] {text}", flush=True),
+        keep=lambda found: tables.write(path, json.dumps(found).encode()) and None,
+    )
+    found["seconds"] = time.monotonic() - began
+    tables.write(path, json.dumps(found).encode())
+    from bench_report import report
+
+    report(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""What `make bench` measured, as a table of bars, a table of stages and two figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ttsi import sources, tables
+from ttsi.figures import save_figure, style
+from ttsi.types import LoraSettings
+
+PROGRAMS = ("usual", "exact", "activated")
+STAGES = ("prefix", "base", "H", "G", "T", "merge", "save", "reload", "answer", "restore")
+AFTERWARDS = ("merge", "save", "reload", "restore")
+_COLOURS = {"usual": "#7f7f7f", "exact": "#d98b3a", "activated": "#2b6ca3"}
+
+
+def rows(found: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per sample, program and stage: seconds, peak memory (MB), floating-point operations needed."""
+    out = []
+    for number, s in enumerate(found["samples"], 1):
+        begin, machine = s["begin"], found["machine"]
+        work = _work(machine, begin["tokens"], s["exact"]["tokens"], s["activated"]["tokens"])
+        for program in PROGRAMS:
+            own = s[program]
+            seconds = own["seconds"] if program == "usual" else begin["seconds"] | own["seconds"]
+            peaks = begin["peak_mb"] | own["peak_mb"]
+            for stage in STAGES:
+                if stage in seconds:
+                    out.append(
+                        {
+                            "benchmark": s["benchmark"],
+                            "sample": s["sample"],
+                            "number": number,
+                            "program": program,
+                            "stage": stage,
+                            "seconds": seconds[stage],
+                            "peak_mb": peaks.get(stage, peaks.get("sample", math.nan)),
+                            "prompt_tokens": begin["tokens"]["prompt"],
+                            "flops": work.get((program, stage), math.nan),
+                        }
+                    )
+    return pd.DataFrame(out)
+
+
+def _work(
+    machine: Mapping[str, float], begun: Mapping[str, int], *adapted: Mapping[str, int]
+) -> dict[tuple[str, str], float]:
+    """Floating-point operations that a stage cannot do without.
+
+    Two per weight and token forward, as many again backward (the weights themselves need no gradient);
+    attention over what stands before; the output head on label positions only. Decoding is left out: it
+    is bound by reading the weights, not by arithmetic.
+    """
+
+    def forward(new: int, before: int, head: int) -> float:
+        attention = machine["attention"] * (new * before + new * new / 2)
+        return 2 * machine["decoder"] * new + attention + 2 * machine["head"] * head
+
+    exact, activated = adapted
+    epochs, prompt, prefix = LoraSettings().epochs, begun["prompt"], begun["prefix"]
+    tail = activated["T"] - prefix
+    return {
+        ("exact", "prefix"): forward(prefix, 0, 0),
+        ("activated", "prefix"): forward(prefix, 0, 0),
+        ("exact", "T"): 2 * epochs * forward(exact["T"] - 1, 0, exact["labels"]),
+        ("activated", "T"): 2 * epochs * forward(tail - 1, prefix, activated["labels"]),
+        ("usual", "T"): 2 * epochs * forward(exact["T"], 0, exact["T"]),
+        ("usual", "prefix"): forward(prompt, 0, 0),
+    }
+
+
+def ratio(pairs: Iterable[tuple[float, float]]) -> tuple[float, float, float, int]:
+    """Geometric mean of first / second over samples, with its 95 % interval (t, on logarithms) and n."""
+    logs = np.array([math.log(a / b) for a, b in pairs])
+    n = len(logs)
+    if n == 0:
+        return math.nan, math.nan, math.nan, 0
+    half = float(stats.t.ppf(0.975, n - 1) * logs.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    middle = float(logs.mean())
+    return math.exp(middle), math.exp(middle - half), math.exp(middle + half), n
+
+
+Total = Callable[[Mapping[str, Any]], float]
+
+
+def _of(program: str, *stages: str) -> Total:
+    """Seconds that a program spends on the named stages of a sample."""
+
+    def total(s: Mapping[str, Any]) -> float:
+        seconds = (
+            s["usual"]["seconds"] if program == "usual" else s["begin"]["seconds"] | s[program]["seconds"]
+        )
+        return sum(seconds[x] for x in stages)
+
+    return total
+
+
+def bars(found: Mapping[str, Any]) -> pd.DataFrame:
+    """The ratios that were promised, one row each: measured, with interval and n, and whether they hold."""
+    seal = [s for s in found["samples"] if s["benchmark"] == "sealtool"]
+    virus = [s for s in found["samples"] if s["benchmark"].startswith("nexusraven")]
+    loop = ("H", "G", "T", "merge", "save", "reload", "answer", "restore")
+    lean = ("prefix", "H", "G", "T", "answer")
+    base = _of("activated", "prefix", "base")
+    saving = ("T", "merge", "save", "reload")
+    asked: list[tuple[str, Sequence[Any], Total, Total, str, float]] = [
+        ("T, usual loop / exact", seal, _of("usual", *saving), _of("exact", "T"), "≥", 3),
+        ("… training alone, without merge, save, reload", seal, _of("usual", "T"), _of("exact", "T"), "≥", 3),
+        ("T, usual loop / activated", seal, _of("usual", *saving), _of("activated", "T"), "≥", 12),
+        ("… training alone", seal, _of("usual", "T"), _of("activated", "T"), "≥", 12),
+        (
+            "T, usual loop / activated, VirusTotal",
+            virus,
+            _of("usual", *saving),
+            _of("activated", "T"),
+            "≥",
+            40,
+        ),
+        ("… training alone", virus, _of("usual", "T"), _of("activated", "T"), "≥", 40),
+        (
+            "uncertain sample, usual loop / activated",
+            seal,
+            _of("usual", *loop),
+            _of("activated", *lean),
+            "≥",
+            5,
+        ),
+        (
+            "… without merge, save, reload, restore",
+            seal,
+            _of("usual", "H", "G", "T", "answer"),
+            _of("activated", *lean),
+            "≥",
+            5,
+        ),
+        (
+            "uncertain sample, activated / base answer (prefix pass in the base answer)",
+            seal,
+            _of("activated", *lean[1:]),
+            base,
+            "≤",
+            2.5,
+        ),
+        ("… prefix pass in both", seal, _of("activated", *lean), base, "≤", 2.5),
+        ("H without the prefix pass / base answer", seal, _of("activated", "H"), base, "≤", 0.10),
+    ]
+    out = []
+    for what, samples, first, second, sense, bar in asked:
+        value, low, high, n = ratio((first(s), second(s)) for s in samples)
+        out.append(
+            {"what": what, "n": n, "ratio": value, "low": low, "high": high, "sense": sense, "bar": bar}
+        )
+    for what, sense, bar, top, bottom in (
+        (
+            "8 together, activated / base answers (prefix pass in the base answers)",
+            "≤",
+            2.0,
+            ("H", "G", "T", "answer"),
+            ("prefix", "base"),
+        ),
+        ("… prefix pass in both", "≤", 2.0, ("prefix", "H", "G", "T", "answer"), ("prefix", "base")),
+        ("tokens per second, 8 together / one by one, drafts on", "≥", 3.0, ("one by one",), ("base",)),
+        ("… drafts off", "≥", 3.0, ("plain one by one",), ("plain together",)),
+    ):
+        pairs = [
+            (sum(b["seconds"][x] for x in top), sum(b["seconds"][x] for x in bottom)) for b in found["batch"]
+        ]
+        value, low, high, n = ratio(pairs)
+        out.append(
+            {"what": what, "n": n, "ratio": value, "low": low, "high": high, "sense": sense, "bar": bar}
+        )
+    table = pd.DataFrame(out)
+    holds = np.where(table.sense == "≥", table.ratio >= table.bar, table.ratio <= table.bar)
+    table["result"] = np.where(table.n == 0, "not measured", np.where(holds, "pass", "falls short"))
+    return table
+
+
+def agreement(found: Mapping[str, Any]) -> list[str]:
+    """What the programs agree on, in sentences with counts."""
+    samples = found["samples"]
+    n = len(samples)
+
+    def count(same: Callable[[Mapping[str, Any]], bool]) -> str:
+        return f"{sum(map(same, samples))} of {n}"
+
+    def off(key: str, first: str, second: str) -> float:
+        return max(abs(a - b) for s in samples for a, b in zip(s[first][key], s[second][key], strict=True))
+
+    scores = max(
+        abs(a - b)
+        for s in samples
+        for x, y in zip(s["begin"]["scores"], s["usual"]["scores"], strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
+    with_base = [s for s in samples if s["usual"]["base"] is not None]
+    equal_base = sum(s["begin"]["base"] == s["usual"]["base"] for s in with_base)
+    texts = sum(b["equal"] for b in found["batch"]), sum(b["n"] for b in found["batch"])
+    return [
+        f"Base answers equal in {equal_base} of {len(with_base)} samples.",
+        f"Scores of H differ by at most {scores:.1e} nats per token.",
+        "Synthetic examples are written from the same text by both programs; equal in "
+        f"{count(lambda s: s['usual']['written'].strip().startswith(s['begin']['examples'][0]))} samples.",
+        f"Losses of `exact` and the usual loop differ by at most {off('losses', 'exact', 'usual'):.1e} nats.",
+        "Adapted answers: usual loop = exact in "
+        f"{count(lambda s: s['usual']['text'] == s['exact']['text'])}, "
+        f"exact = activated in {count(lambda s: s['exact']['text'] == s['activated']['text'])} samples "
+        "(two training modes: not the same adapter).",
+        f"Replies equal alone and in a batch of 8, with drafts and without: {texts[0]} of {texts[1]}.",
+    ]
+
+
+def stages(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean seconds per stage and program, peak memory, and the share of the machine's arithmetic reached."""
+    out = []
+    for (benchmark, program), group in table.groupby(["benchmark", "program"], sort=False):
+        row: dict[str, Any] = {"benchmark": benchmark, "program": program, "n": group["sample"].nunique()}
+        for stage in STAGES:
+            part = group[group.stage == stage].seconds
+            row[stage] = f"{part.mean():.1f}" if len(part) else ""
+        row["peak, GB"] = f"{group.peak_mb.max() / 1024:.1f}"
+        row["T: share of peak FLOP/s"] = f"{100 * (group[group.stage == 'T'].reached.mean()):.0f} %"
+        out.append(row)
+    return pd.DataFrame(out)
+
+
+def report(found: Mapping[str, Any]) -> None:
+    """Writes figures/bench.{csv,md,png,pdf} and figures/bench_scaling.*, and prints the table of bars."""
+    table = rows(found)
+    table["reached"] = table.flops / table.seconds / found["machine"]["flops"]
+    promised = bars(found)
+    shown = pd.DataFrame(
+        {
+            "what": promised.what,
+            "n": promised.n,
+            "measured": [f"{r.ratio:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in promised.itertuples()],
+            "bar": [f"{r.sense} {r.bar:g}" for r in promised.itertuples()],
+            "result": promised.result,
+        }
+    )
+    machine = found["machine"]
+    text = [
+        f"{found['model']}, {machine['dtype']}, {machine['threads']} threads; matrix products at "
+        f"{machine['flops'] / 1e9:.0f} GFLOP/s; {found['seconds'] / 60:.0f} minutes. "
+        "Ratios are geometric means over samples with 95 % intervals, of programs that took turns in this "
+        "one run. A GPU: not measured.",
+        tables.markdown(shown),
+        "Seconds per uncertain sample (means). `usual` computes each prompt anew in every stage; its base "
+        "answer and ttsi's own hold the same text. Its example and answer are drafted from the prompt and "
+        "from the example.",
+        tables.markdown(stages(table)),
+        "\n".join(f"- {line}" for line in agreement(found)),
+    ]
+    folder = sources.figures_dir()
+    tables.write(folder / "bench.md", ("\n\n".join(text) + "\n").encode())
+    save_figure(_stages_figure(table), table, "bench", "")
+    save_figure(_scaling_figure(table), table, "bench_scaling", "")
+    print("\n\n".join(text))
+
+
+def _stages_figure(table: pd.DataFrame) -> Any:
+    names = list(dict.fromkeys(table.benchmark))
+    with style():
+        figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 2.6), squeeze=False)
+        for axis, name in zip(axes[0], names, strict=True):
+            group = table[(table.benchmark == name) & (table.stage != "base")]
+            means = group.groupby(["program", "stage"]).seconds.mean()
+            shades = plt.get_cmap("viridis")(np.linspace(0.1, 0.95, len(STAGES)))
+            for height, program in enumerate(reversed(PROGRAMS)):
+                left = 0.0
+                for stage, shade in zip(STAGES, shades, strict=True):
+                    width = float(means.get((program, stage), 0.0))
+                    if width:
+                        axis.barh(height, width, left=left, color=shade, edgecolor="white", linewidth=0.4)
+                    if width > 0.05 * means.groupby(level=0).sum().max():
+                        dark = stage in ("prefix", "H", "G", "T")
+                        axis.text(left + width / 2, height, stage, ha="center", va="center", fontsize=7,
+                                  color="white" if dark else "black")  # fmt: skip
+                    left += width
+                axis.text(left, height, f" {left:.0f} s", va="center", fontsize=8)
+            axis.set_yticks(range(len(PROGRAMS)), reversed(PROGRAMS))
+            n = group["sample"].nunique()
+            axis.set_title(
+                f"{tables.label(name.split(':')[0])}{' (VirusTotal)' if ':' in name else ''}, n = {n}"
+            )
+            axis.set_xlabel("seconds per uncertain sample, mean")
+            axis.margins(x=0.15)
+        figure.tight_layout()
+    return figure
+
+
+def _scaling_figure(table: pd.DataFrame) -> Any:
+    with style():
+        figure, axes = plt.subplots(2, 2, figsize=(7, 4.6))
+        whole = table[table.stage != "base"].groupby(["program", "number", "prompt_tokens"], as_index=False)
+        sums = whole.agg(seconds=("seconds", "sum"), peak=("peak_mb", "max"))
+        for program in PROGRAMS:
+            part = sums[sums.program == program]
+            for column, x in enumerate(("number", "prompt_tokens")):
+                ordered = part.sort_values(x)
+                for row, y in enumerate(("seconds", "peak")):
+                    values = ordered[y] / (1024 if y == "peak" else 1)
+                    axes[row][column].plot(ordered[x], values, "o-" if x == "number" else "o", ms=4,
+                                           color=_COLOURS[program], label=program)  # fmt: skip
+        for row, y in enumerate(("seconds per uncertain sample", "peak memory, GB")):
+            axes[row][0].set_ylabel(y)
+            for column in (0, 1):
+                axes[row][column].set_ylim(bottom=0)
+        axes[0][0].set_yscale("log"), axes[0][1].set_yscale("log")
+        axes[1][0].set_xlabel("number of the sample in the run")
+        axes[1][1].set_xlabel("tokens of the prompt")
+        axes[0][0].legend(frameon=False)
+        figure.tight_layout()
+    return figure
