@@ -9,9 +9,9 @@ export TTSI_FIGURES ?= $(CURDIR)/figures
 export PYTHON
 # Threads that wait without spinning: no slower alone, and several times faster where cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
-# Freed memory is kept for the next tensor: handing it back and forth costs a tenth of a training step.
-export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
-export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
+# Freed memory is kept for the next tensor, up to a point: handing it back and forth costs a tenth of a prefill.
+export MALLOC_MMAP_THRESHOLD_ ?= 67108864
+export MALLOC_TRIM_THRESHOLD_ ?= 268435456
 export PYTHONWARNINGS ?= ignore:IProgress not found
 # Through the environment, so that quotes in ARGS reach the notebook as they were typed.
 export TTSI_ARGS = $(ARGS)
