@@ -138,7 +138,7 @@ class Ours:
         if fitted is None:
             raise RuntimeError(f"{sample}: training diverged")
         adapter, fit = fitted
-        draft = tuple(engine.chat.continuation("", reply)[0])
+        draft = engine.tokens(reply)
         with clock.stage("answer"):
             request = Request(prompts.act(query), adapter=adapter, draft=draft, lookup=True)
             answer = engine.generate([request], ANSWER)[0][0]
@@ -181,7 +181,7 @@ class Ours:
         with clock.stage("T"):
             jobs = [trainer.job(q.tools, e, SEED) for q, e in usable]
             fitted = [f for f in trainer.fit(engine, jobs, LoraSettings(mode="activated")) if f]
-        drafts = [tuple(engine.chat.continuation("", self.work[q.id][2])[0]) for q, _ in usable]
+        drafts = [engine.tokens(self.work[q.id][2]) for q, _ in usable]
         with clock.stage("answer"):
             engine.generate(
                 [

@@ -65,7 +65,7 @@ def _work(
 
     exact, activated = adapted
     epochs, prompt, prefix = LoraSettings().epochs, begun["prompt"], begun["prefix"]
-    tail = activated["T"] - prefix
+    tail = activated["T"]
     return {
         ("exact", "prefix"): forward(prefix, 0, 0),
         ("activated", "prefix"): forward(prefix, 0, 0),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -193,8 +194,12 @@ class Live:
 
     @cached_property
     def after(self) -> Generation | None:
-        """The reply of the adapted model; None if there is no adapter."""
-        return self._reply("answer", self.trained[0]) if self.trained else None
+        """The reply of the adapted model; None if there is no adapter or it spoils every token."""
+        if not self.trained:
+            return None
+        reply = self._reply("answer", self.trained[0])
+        # What the last step spoils no loss shows: that is divergence too, as in the study.
+        return reply if all(map(math.isfinite, reply.log_probs)) else None
 
     def answer(self, tau: float | None = None) -> Answer:
         """Algorithm 1 at a threshold (the agent's own by default), from the stages that it needs."""
@@ -220,7 +225,7 @@ class Live:
             tau=tau,
             uncertain=uncertain,
             adapted=adapted is not None,
-            diverged=uncertain and not written.failed and fit is None,
+            diverged=uncertain and not written.failed and adapted is None,
             examples=written.examples,
             failures=written.failures,
             losses=fit.losses if fit else (),

@@ -199,7 +199,9 @@ def self_consistency(stages: Stages, queries: Sequence[Query], setting: Setting)
     able = [q for q in queries if not spent[q.id].error and answers[q.id].value]
     counts = {q.id: _affordable(spent[q.id], answers[q.id], setting.max_votes) for q in able}
     votes = stages.votes(able, counts)
-    nothing = {q.id: Done[tuple[Generation, ...]](None, spent[q.id].error) for q in queries}
+    nothing = {
+        q.id: Done[tuple[Generation, ...]](None, spent[q.id].error or answers[q.id].error) for q in queries
+    }
     return [_answered(q, votes.get(q.id) or nothing[q.id]) for q in queries]
 
 

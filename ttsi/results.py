@@ -37,6 +37,7 @@ ALIKE = 0.6
 """From this similarity on, a text is taken for its sample's question."""
 _TABLES = ("records", "scores", "examples", "embeddings", "samples")
 _STAGES = "stages.parquet"
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _SELECTING = {
     "benchmarks",
     "arms",
@@ -67,17 +68,24 @@ class Redactor:
         if benchmark in pools.IN_DOMAIN:
             shown += benchmarks.load(pools.IN_DOMAIN[benchmark])
         for sample in shown:
-            for text in [*(m.content for m in sample.messages), *(t.description for t in sample.tools)]:
+            texts = [m.content for m in sample.messages]
+            for tool in sample.tools:
+                texts += [tool.description, *_words(dict(tool.parameters))]
+            for text in texts:
                 self._forbidden |= quotations(text)
 
     def matches(self, text: str, sample: str) -> bool:
         """Whether a text resembles its sample's question, or quotes any prompt."""
         if self.free or not text.strip():
             return False
-        known = self.samples.get(sample)
-        return bool(quotations(text) & self._forbidden) or (
-            known is not None and _alike(text, known.query.question)
-        )
+        if quotations(text) & self._forbidden:
+            return True
+        if (known := self.samples.get(sample)) is None:
+            return False
+        # An argument may be the question itself, too short to be a quotation and lost in the reply around it.
+        question = known.query.question
+        inner = (part for part in _QUOTED.findall(text) if len(part.split()) > 3)
+        return any(_alike(part, question) for part in (text, *inner))
 
 
 def quotations(text: str) -> set[tuple[str, ...]]:
@@ -188,14 +196,20 @@ def _stages(study: Study, parts: Sequence[Study], redactors: Mapping[str, Redact
         if b in redactors
         for seed in p.profile.seeds
     }
+    written: dict[tuple[str, str, str, int], set[str]] = {}  # "example" is sorted before "redacted example"
     rows = []
     for stage, settings, benchmark, seed, ids in _groups(study.store.path):
         if json.loads(settings).get("samples") not in current or stage == "embedding":
             continue
         found = study.store.get(stage, json.loads(settings), benchmark, seed, ids)
+        written[REDACTED + stage, settings, benchmark, seed] = {
+            i for i, r in found.items() if r.status == "ok"
+        }
         for i, row in sorted(found.items()):
             if row.status != "ok":
                 continue
+            if stage.startswith(REDACTED) and i in written.get((stage, settings, benchmark, seed), ()):
+                continue  # written again since it was loaded
             hides = partial(redactors[benchmark].matches, sample=i)
             kept = _redacted(stage.removeprefix(REDACTED), json.loads(row.value), hides)
             if kept is None:
@@ -285,7 +299,7 @@ class Results:
 
     def variant(self, name: str) -> Results:
         """The run beside this one under the profile's variant settings."""
-        return Results(self.folder, self.whole.variant(name), name)
+        return Results(self.folder, self.profile.variant(name), name)
 
     def run(self, arms: Sequence[str] | None = None, benchmarks: Sequence[str] | None = None) -> None:
         """Nothing: what was run is here, what wasn't isn't."""

@@ -148,9 +148,10 @@ class StoredStages:
             missing = next((d for d in blocks if d.value is None), None)
             replies = tuple(r for d in blocks for r in d.value or ())[: counts[i]]
             loaded = any(d.source == "loaded" for d in blocks)
-            out[i] = missing or Done(
-                replies, "", sum(d.seconds for d in blocks), "loaded" if loaded else "computed"
-            )
+            # Of the last block only the replies that count are paid for, as with tokens.
+            share = counts[i] / (size * len(blocks))
+            seconds = share * sum(d.seconds for d in blocks)
+            out[i] = missing or Done(replies, "", seconds, "loaded" if loaded else "computed")
         return out
 
     def score(self, queries: Sequence[Query]) -> dict[str, Done[Uncertainty]]:
@@ -234,6 +235,8 @@ class StoredStages:
         done = self.synthesize([query], writer, whole=True)[query.id]
         if done.value is None:
             raise EngineError(f"the example of {query.id} can't be had: {done.error}")
+        if done.value.failed:  # an exported run had one; written anew here, none could be read
+            raise EngineError(f"the example of {query.id} can't be written again on this machine")
         return tuple(
             Worked(
                 Query(query.id, query.benchmark, (Message("user", e.question),), query.tools),
@@ -251,13 +254,13 @@ class StoredStages:
         sampling = self._sampling(self.inference != "direct")
 
         def compute(batch: Sequence[Query]) -> list[tuple[Generation, ...]]:
-            drafts = self._drafts(batch)
+            lessons = {q.id: shots[q.id].read() for q in batch}
             requests = [
                 Request(
-                    _with_shot(q, shots[q.id].read()[0]),
+                    _with_shot(q, lessons[q.id][0]),
                     self._seed(q, "answer"),
                     self._opening,
-                    draft=drafts.get(q.id, ()),
+                    draft=self._draft(lessons[q.id], self.inference != "direct"),
                     lookup=True,
                 )
                 for q in batch
@@ -282,9 +285,9 @@ class StoredStages:
         names = {q.id: material[q.id].name for q in queries}
 
         def compute(batch: Sequence[Query]) -> list[Adapted]:
-            lacking = {form} | {f for f in self._forms() if self._lacks(f, batch, names, lora)}
-            done = self._adapt(batch, material, lora, sorted(lacking, key=repr))
-            for other in lacking - {form}:
+            others = [f for f in self._forms(mode) - {form} if self._lacks(f, batch, names, lora)]
+            done = self._adapt(batch, material, lora, [form, *sorted(others, key=repr)])
+            for other in [f for f in others if f in done]:
                 rows = [
                     _row(q, v, _ADAPTED, 0.0, len(batch)) for q, v in zip(batch, done[other], strict=True)
                 ]
@@ -296,12 +299,13 @@ class StoredStages:
         settings = self._adapting(form, lora)
         return self._stage("adapted", settings, queries, _ADAPTED, compute, names, label=label)
 
-    def _forms(self) -> set[_Form]:
+    def _forms(self, mode: Mode) -> set[_Form]:
         """What the profile asks of the adapters that this arm trains."""
         forms = {_Form()}
         if self.arm in ("tt_si", "tt_d") and set(self.profile.inference) - {"direct"}:
             forms.add(_Form(votes=True))
-        if self.arm == "tt_si" and "tt_si_and_icl" in self.profile.arms_of(self.benchmark):
+        first = self.profile.modes_of(self.benchmark)[0]
+        if self.arm == "tt_si" and "tt_si_and_icl" in self.profile.arms_of(self.benchmark) and mode == first:
             forms.add(_Form(shown=True))
         return forms
 
@@ -326,7 +330,6 @@ class StoredStages:
         from ttsi import trainer
 
         lessons = [material[q.id].read() for q in batch]
-        drafts = self._drafts(batch)
         began = time.perf_counter()
         jobs = [
             trainer.Job(_lesson(lesson), self._seed(q, "adapter"))
@@ -342,13 +345,17 @@ class StoredStages:
                 self._request(
                     batch[i],
                     fitted[i][0],  # type: ignore[index]
-                    drafts,
-                    form.votes,
+                    self._draft(lessons[i], form.votes),
                     lessons[i][0] if form.shown else None,
                 )
                 for i in able
             ]
-            given = self.study.engine.generate(asked, self._sampling(form.votes)) if able else []
+            try:
+                given = self.study.engine.generate(asked, self._sampling(form.votes)) if able else []
+            except EngineError:
+                if form is forms[0]:
+                    raise
+                continue  # what else was to be had must not cost what was asked for: its own arm tries again
             # The last step's update is seen by no loss: what it spoils shows in the reply, and is divergence.
             replies = {i: r for i, r in zip(able, given, strict=True) if _finite(r)}
             seconds = (time.perf_counter() - began) / max(1, len(able))
@@ -381,13 +388,13 @@ class StoredStages:
                 return error
 
         def compute(batch: Sequence[Query]) -> list[Adapted]:
-            trained, drafts = adapter(), self._drafts(batch)
+            trained = adapter()
             if isinstance(trained, EngineError):
                 raise trained
             if trained is None:
                 return [Adapted(None, (), 0.0, 0.0)] * len(batch)
             began = time.perf_counter()
-            asked = [self._request(q, trained, drafts, self.inference != "direct") for q in batch]
+            asked = [self._request(q, trained) for q in batch]
             replies = self.study.engine.generate(asked, sampling)
             seconds = (time.perf_counter() - began) / len(batch)
             return [Adapted(None, tuple(r) if _finite(r) else (), 0.0, seconds) for r in replies]
@@ -464,18 +471,20 @@ class StoredStages:
 
     # --- asking -----------------------------------------------------------------------------------------
 
-    def _drafts(self, batch: Sequence[Query]) -> dict[str, tuple[int, ...]]:
-        """The base model's answers as drafts of greedy ones: what an arm changes is most often little."""
-        if self.inference != "direct" or self.profile.direct_sampling.temperature:
-            return {}
-        return {i: d.value[0].tokens for i, d in self.answer(batch).items() if d.value}
+    def _draft(self, lesson: Sequence[Worked], votes: bool) -> tuple[int, ...]:
+        """The reply just learnt or shown, as a guess at a greedy answer.
+
+        Not the base model's answer: a live query has none, and nobody would have paid for it.
+        """
+        if votes or self.profile.direct_sampling.temperature:
+            return ()
+        return tuple(self.study.engine.tokens(lesson[0].reply))
 
     def _request(
         self,
         query: Query,
         adapter: Any,
-        drafts: Mapping[str, tuple[int, ...]],
-        votes: bool,
+        draft: tuple[int, ...] = (),
         shot: Worked | None = None,
     ) -> Request:
         return Request(
@@ -483,7 +492,7 @@ class StoredStages:
             self._seed(query, "answer"),
             self._opening,
             adapter,
-            draft=() if votes else drafts.get(query.id, ()),
+            draft=draft,
             lookup=True,
         )
 
@@ -531,6 +540,7 @@ class StoredStages:
             retries=p.retries,
             validate=p.validate_examples,
             novelty=p.novelty,
+            reader=synthesizer.READER,
         )
 
     def _stage(

@@ -13,7 +13,10 @@ from ttsi.engines.base import Engine, Request
 from ttsi.types import Example, Query, Sampling, Synthesis
 
 _ANSWER = re.compile(rf"\n[^\S\n]*{prompts.ANSWER}")  # at the start of a line; read in linear time
+_NEXT = re.compile(rf"\n[^\S\n]*{prompts.QUESTION}")  # some models go on with another pair
 
+READER = 2
+"""Version of `read_example`: what another one read is another example. Part of every stored example's key."""
 MAX_CALLS = 64
 """Calls in an example. A limit of our own: each is checked against its schema, and a model caught in a loop
 may write thousands."""
@@ -46,7 +49,7 @@ def read_example(reply: str, query: Query, attempt: int = 0) -> Example:
     question = reply[: match.start()].strip().removeprefix(prompts.QUESTION).strip() if match else ""
     if match is None or not question:
         raise Unreadable("no_question")
-    parsed = parse_calls(reply[match.end() :].lstrip())
+    parsed = parse_calls(_NEXT.split(reply[match.end() :], maxsplit=1)[0].lstrip())
     if parsed.error:
         raise Unreadable(parsed.error)
     if len(parsed.calls) > MAX_CALLS:

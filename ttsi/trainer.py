@@ -92,7 +92,7 @@ def train(engine: TorchEngine, jobs: Sequence[Job], settings: LoraSettings) -> l
         fit = Fit(
             tuple(row[i] for row in losses),
             tuple(rates),
-            tokens=settings.epochs * sum(len(e.ids) for e in data[i]),
+            tokens=settings.epochs * sum(len(e.ids) - e.start for e in data[i]),
             label_tokens=settings.epochs * sum(e.labels for e in data[i]),
         )
         adapters.append((Adapter(matrices[0], matrices[1], settings), fit))
@@ -125,8 +125,12 @@ def fit(
                     trained = train(engine, [jobs[i] for i in part], settings)
                 out.update(zip(part, trained, strict=True))
             except Diverged:
+                if len(part) == 1:
+                    out[part[0]] = None
+                    continue
                 # Alone, only the culprit diverges; the others train to the same weights as side by side.
-                out.update({i: _alone(engine, jobs[i], settings) for i in part})
+                with engine.outside_failures():
+                    out.update({i: _alone(engine, jobs[i], settings) for i in part})
     return [out[i] for i in range(len(jobs))]
 
 

@@ -73,6 +73,9 @@ class Scripted:
             for p, texts in zip(prompts, continuations, strict=True)
         ]
 
+    def tokens(self, text: str) -> tuple[int, ...]:
+        return ()
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Generation]]:
         for stage in ("example", "adapted", "answer"):
             if asked := [r.prompt for r in requests if _stage(r) == stage]:

@@ -208,6 +208,10 @@ class TorchEngine:
         """Whether the prompt and a reply of `max_tokens` fit into the context window."""
         return len(self.encode(prompt).ids) + max_tokens <= self.context
 
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """Token ids of plain text: what a draft is made of."""
+        return tuple(self.chat.continuation("", text)[0])
+
     # --- scoring ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -506,6 +510,8 @@ def _pick(logits: Tensor, history: list[int], sampling: Sampling, rng: torch.Gen
     k = sampling.top_k or len(logits)
     top, index = (logits / sampling.temperature).topk(min(k, len(logits)))
     probabilities = top.softmax(dim=-1)
+    if not bool(probabilities.isfinite().all()):
+        return int(index[0])  # nothing to draw from; the log-probability says so, and the caller refuses it
     before = probabilities.cumsum(dim=-1) - probabilities
     probabilities[before >= sampling.top_p] = 0  # the first token always stays
     return int(index[torch.multinomial(probabilities, 1, generator=rng)])
