@@ -248,12 +248,16 @@ def report(found: Mapping[str, Any]) -> None:
     text = [
         f"{found['model']}, {machine['dtype']}, {machine['threads']} threads; matrix products at "
         f"{machine['flops'] / 1e9:.0f} GFLOP/s; {found['seconds'] / 60:.0f} minutes. "
-        "Ratios are geometric means over samples with 95 % intervals, of programs that took turns in this "
-        "one run. A GPU: not measured.",
+        "Ratios are geometric means over samples with 95 % t intervals, of programs that took turns in this "
+        "one run; of 'together' rows n counts repetitions of the same samples, so their interval is of the "
+        "timing only. T of the usual loop: training, merge, save, reload, unless a row says training alone. "
+        "A GPU: not measured.",
         tables.markdown(shown),
-        "Seconds per uncertain sample (means). `usual` computes each prompt anew in every stage; its base "
-        "answer and ttsi's own hold the same text. Its example and answer are drafted from the prompt and "
-        "from the example.",
+        "Seconds per uncertain sample whose first greedy example could be read (means). `usual` computes each "
+        "prompt anew in every stage (its `base` holds that pass, ttsi's stands apart as `prefix`) and decodes "
+        "token by token; ttsi guesses ahead: its base answer and example are drafted from the prompt, its "
+        "adapted answer from the example too. Its T stands on the prefix pass, which is not in it. H, "
+        "G and `base` of `exact` and `activated` are one measurement.",
         tables.markdown(stages(table)),
         "\n".join(f"- {line}" for line in agreement(found)),
     ]

@@ -1,7 +1,8 @@
 """Test-time self-improvement as one writes it with PEFT and transformers: what `make bench` compares with.
 
-Nothing here is slowed down: the prompt is read once for all candidates, the logits of a prompt are not
-computed, the trainer saves nothing of its own. It is the loop the paper describes: score, write, train,
+Nothing here is slowed down: the prompt is read once for all candidates, scoring computes no
+logits of it, the trainer saves nothing of its own. As usual, training computes the logits of every token, and
+decoding goes token by token. It is the loop the paper describes: score, write, train,
 merge, save, reload, answer, go back to the base model.
 """
 

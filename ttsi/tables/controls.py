@@ -33,7 +33,7 @@ CONTROL_ARMS = {
     "tt_si_all": "every sample adapted: is H needed?",
     "tt_si_certain": "only the certain samples adapted: is H the right way round?",
     "amortised": "one adapter on all synthetic examples: must training be per sample?",
-    "self_consistency": "votes for the tokens that TT-SI spends: is it only more computing?",
+    "self_consistency": "votes for TT-SI's tokens, up to a cap: is it only more computing?",
     "tt_si_icl": "the example in the prompt, no training: is training needed?",
 }
 # Overridden setting of a variant → what it asks.
@@ -103,6 +103,9 @@ def _row(
         **key.cells(),
         **result.cells(),
     }
+    if key.arm == "self_consistency" and len(result.scored):
+        votes = result.scored["n_replies"]
+        row["asks"] += f" (votes: median {votes.median():g}, most {votes.max():g})"
     if not (key.variant == "" and key.arm == "base"):
         row |= difference_cells(compare(_find(found, key, "base", ""), result), "base_")
     if not reference:
@@ -192,11 +195,13 @@ def controls_reading(table: pd.DataFrame) -> str:
         if pd.isna(r["accuracy"]) or pd.isna(r[f"{against}_difference"]):
             continue
         shown = spread(r, f"{against}_difference", sign="+")
-        says = verdict(*(r[f"{against}_{k}"] for k in ("difference_low", "difference_high", "detectable")))
+        p = r[f"{against}_p_holm"]
+        low, high, least = (r[f"{against}_{k}"] for k in ("difference_low", "difference_high", "detectable"))
+        says = verdict(low, high, least, p)
         mode = "" if r["mode"] == "none" else f", {r['mode']}"
         lines.append(
             f"- **{r['control']}**, {r['arm']}{mode} ({r['asks']}) {shown} points to {against}, "
-            f"n = {r[f'{against}_pairs']}, p = {r[f'{against}_p']:.3g}: {says}."
+            f"n = {r[f'{against}_pairs']}, Holm's p = {p:.3g}: {says}."
         )
     absent = [r["control"] for r in rows_of(table[table["note"] == NOT_RUN])]
     lines += [f"- {NOT_RUN[0].upper()}{NOT_RUN[1:]}: {', '.join(absent)}."] if absent else []

@@ -40,6 +40,7 @@ STAGE_NAMES = {
     "t": "T, train an adapter",
     "answer": "answer, adapted",
     "uncertain": "uncertain sample, all four",
+    "uncertain_alone": "… with the base answer whose prompt pass it uses",
     "certain": "certain sample, H + answer",
     "base": "base answer",
 }
@@ -54,7 +55,10 @@ def table_cost(records: pd.DataFrame) -> pd.DataFrame:
 
     `seconds`: mean per sample with a 95 % t interval over samples; a sample's seconds are its share of
     the batch it was computed in, so samples of one batch are alike and the interval is too narrow where
-    batches are few. `tokens`: mean per sample. `times_base`: of the base answer's seconds. Machine
+    batches are few. `tokens`: mean per sample. `times_base`: of the base answer's seconds.
+    The base answer is had first: it pays the prompt pass that H, G and an activated adapter then find in the
+    cache. So `uncertain` is a lower bound for a query by itself; `uncertain_alone`, with the base answer, an
+    upper one. Several seeds are averaged per sample. Machine
     failures are left out. Stages of `STAGE_NAMES`; one that never ran says so.
     """
     mine = select(records, variant="", inference="direct")
@@ -62,22 +66,33 @@ def table_cost(records: pd.DataFrame) -> pd.DataFrame:
     for benchmark in in_order(mine["benchmark"]) if len(mine) else []:
         ok = mine[(mine["benchmark"] == benchmark) & (mine["status"] == "ok")]
         base = ok[ok["arm"] == "base"]
-        base_seconds = _mean(base["seconds_answer"])
+        base_seconds = _mean(_per_sample(base, ["seconds_answer"]))
         rows.append(_cost_row(benchmark, "none", "base", base_seconds, base, ["tokens_answer"], base_seconds))
         for mode in ok.loc[ok["arm"] == "tt_si", "mode"].unique():
             arm = ok[(ok["arm"] == "tt_si") & (ok["mode"] == mode)]
             uncertain = arm["uncertain"].astype(bool)
             whole = arm[arm["adapted"].astype(bool)]
             for stage, columns in STAGES.items():
-                seconds = _mean(whole[list(columns)].sum(axis=1))
+                seconds = _mean(_per_sample(whole, columns))
                 tokens = [c.replace("seconds", "tokens") for c in columns]
                 rows.append(_cost_row(benchmark, mode, stage, seconds, whole, tokens, base_seconds))
+            first = base[["sample", "seed", "seconds_answer", "tokens_answer"]]
+            alone = whole.merge(first, on=["sample", "seed"], suffixes=("", "_base"))
+            columns = (*STAGES["uncertain"], "seconds_answer_base")
+            tokens = [c.replace("seconds", "tokens") for c in columns]
+            seconds = _mean(_per_sample(alone, columns))
+            rows.append(_cost_row(benchmark, mode, "uncertain_alone", seconds, alone, tokens, base_seconds))
             sure = arm[~uncertain]
-            seconds = _mean(sure["seconds_h"] + sure["seconds_answer"])
+            seconds = _mean(_per_sample(sure, ["seconds_h", "seconds_answer"]))
             tokens = ["tokens_h", "tokens_answer"]
             rows.append(_cost_row(benchmark, mode, "certain", seconds, sure, tokens, base_seconds))
     table = pd.DataFrame(rows, columns=COST_COLUMNS)
     return table.astype({"n": "Int64"})
+
+
+def _per_sample(rows: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
+    """Seconds of each sample in these columns together, its mean over seeds."""
+    return rows[list(columns)].sum(axis=1).groupby(rows["sample"]).mean()
 
 
 @dataclass(frozen=True)
@@ -119,8 +134,8 @@ def _cost_row(
         "seconds_high": seconds.high,
         "tokens": rows[list(tokens)].sum(axis=1).mean() if len(rows) else np.nan,
         "times_base": seconds.value / base.value if base.value else np.nan,
-        "paper": paper.SECONDS[stage],
-        "paper_times_base": paper.SECONDS[stage] / paper.SECONDS["base"],
+        "paper": paper.SECONDS.get(stage, np.nan),
+        "paper_times_base": paper.SECONDS.get(stage, np.nan) / paper.SECONDS["base"],
         "model": rows["model"].iloc[0] if len(rows) else None,
         "note": "" if seconds.n else "no such sample in this run",
     }
@@ -138,8 +153,8 @@ def cost_view(table: pd.DataFrame) -> pd.DataFrame:
             "seconds": spread(r, "seconds", digits=2) or r["note"],
             "tokens": "" if pd.isna(r["tokens"]) else f"{r['tokens']:.0f}",
             "× base answer": "" if pd.isna(r["times_base"]) else f"{r['times_base']:.2f}",
-            "paper, s": f"{r['paper']:.2f}",
-            "paper, × base": f"{r['paper_times_base']:.2f}",
+            "paper, s": "" if pd.isna(r["paper"]) else f"{r['paper']:.2f}",
+            "paper, × base": "" if pd.isna(r["paper"]) else f"{r['paper_times_base']:.2f}",
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -203,12 +218,14 @@ def prices(
     sft_samples: int = paper.SFT_SAMPLES,
     sft_seconds: float | None = None,
     share: float | None = None,
+    passes: float = 1,
 ) -> list[Prices]:
     """Prices per training mode on one benchmark, and the paper's.
 
     `sft_seconds`: seconds to train SFT once. None: this run's seconds per training sample × `sft_samples`,
-    taken from its arm sft, or where that was not run from T (which trains one example for as many epochs
-    as SFT trains each of its samples, both at batch size 1). `share`: of uncertain queries; None: this run's.
+    taken from its arm sft in the same mode, or where that was not run from T times `passes`: SFT's epochs over
+    T's, both at batch size 1. `share`: of uncertain queries; None: this run's. An uncertain query is priced
+    with its base answer (`uncertain_alone`); one whose synthesis failed with what it took, H, G and answer.
     """
     cost = table_cost(records)
     cost = cost[cost["benchmark"] == benchmark]
@@ -219,14 +236,20 @@ def prices(
         base = float(cost.loc[cost["stage"] == "base", "seconds"].iloc[0])
         if np.isnan(at["uncertain"]):
             continue
-        flags = mine.loc[mine["mode"] == mode, "uncertain"].astype(bool)
+        asked = mine[mine["mode"] == mode]
+        flags, adapted = (asked[c].astype(bool) for c in ("uncertain", "adapted"))
         mean_share = float(flags.mean()) if share is None else share
-        certain = base if np.isnan(at["certain"]) else float(at["certain"])
-        each, seen = _seconds_per_sample(records, benchmark, str(mode), float(at["t"]))
+        unmended = asked[flags & ~adapted]
+        done = float((flags & adapted).sum() / flags.sum())
+        uncertain = done * float(at["uncertain_alone"])
+        if len(unmended):
+            uncertain += (1 - done) * _mean(_per_sample(unmended, STAGES["uncertain"])).value
+        certain = base + float(at["h"]) if np.isnan(at["certain"]) else float(at["certain"])
+        each, seen = _seconds_per_sample(records, benchmark, str(mode), passes * float(at["t"]))
         sft, basis = each * sft_samples, f"{each:.2f} s per sample ({seen}) × {sft_samples} samples"
         if sft_seconds is not None:
             sft, basis = sft_seconds, "as given"
-        found.append(Prices(str(mode), base, float(at["uncertain"]), certain, mean_share, sft, basis))
+        found.append(Prices(str(mode), base, uncertain, certain, mean_share, sft, basis))
     return [*found, PAPER_PRICES]
 
 
@@ -235,7 +258,7 @@ def _seconds_per_sample(records: pd.DataFrame, benchmark: str, mode: str, t: flo
     mine = select(records, variant="", benchmark=benchmark, arm="sft", mode=mode)
     mine = mine.dropna(subset=["seconds_fit", "pool_n"]) if "seconds_fit" in mine else mine.iloc[:0]
     if mine.empty:
-        return t, "as T"
+        return t, "as T, by epochs"
     first = mine.iloc[0]
     return float(first["seconds_fit"] / first["pool_n"]), f"arm sft, {first['pool_n']:.0f} samples"
 
@@ -279,7 +302,7 @@ MODE_COLUMNS = ["benchmark", "n", *DIFFERENCE, "same_reply", "model", "note"]
 
 
 def mode_comparison(records: pd.DataFrame) -> pd.DataFrame:
-    """`activated` minus `exact`, tt_si, per benchmark: paired accuracy, and identical replies in %."""
+    """`activated` minus `exact`, tt_si, per benchmark: paired; identical replies in % of adapted ones."""
     found = answers(select(records, variant="", inference="direct", arm="tt_si"))
     rows: list[dict[str, Any]] = []
     for benchmark in in_order(records["benchmark"]) if len(records) else []:
@@ -288,7 +311,9 @@ def mode_comparison(records: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = {"benchmark": benchmark, "note": "" if paired else NOT_RUN}
         if paired:
             both = modes["exact"].scored.merge(modes["activated"].scored, on=["sample", "seed"])
-            same = (both["reply_x"] == both["reply_y"]).mean()
+            # Where nothing was adapted both modes have the base answer: equal by construction.
+            trained = both[both["adapted_x"].astype(bool) & both["adapted_y"].astype(bool)]
+            same = (trained["reply_x"] == trained["reply_y"]).mean()
             row |= {"n": int(paired.difference.n), "same_reply": 100 * float(same)}
             row |= {"model": both["model_x"].iloc[0]} | difference_cells(paired)
         rows.append(row)
@@ -306,8 +331,8 @@ def mode_reading(table: pd.DataFrame) -> str:
         lines.append(
             f"- **{label(r['benchmark'])}**: activated − exact {spread(r, 'difference', sign='+')} points, "
             f"n = {r['pairs']}, {r['gained']} gained, {r['lost']} lost, p = {r['p']:.3g}, "
-            f"{r['same_reply']:.0f} % of replies identical: "
-            f"{verdict(r['difference_low'], r['difference_high'], r['detectable'])}."
+            f"{text(r['same_reply']) or 'no'} % of adapted replies identical: "
+            f"{verdict(r['difference_low'], r['difference_high'], r['detectable'], r['p'])}."
         )
     return "\n".join(lines)
 
@@ -320,11 +345,16 @@ def mode_caption(table: pd.DataFrame) -> str:
     )
 
 
+WHOLE_SAMPLE = "whole"
 BENCH_COLUMNS = ["benchmark", "program", "stage", "n", "seconds", "ratio", "ratio_low", "ratio_high"]
 
 
 def bench_ratios(path: Path | None = None, usual: str | None = None) -> pd.DataFrame:
     """Seconds per program and stage of `make bench`, and how many times faster than the usual loop.
+
+    Ratios stand for T (training alone) and for the whole sample only: in its other stages the usual loop reads
+    the prompt anew, which ttsi does once, in a stage of its own (`prefix`). `whole`: all stages but `base`, of
+    the usual loop with merge, save, reload and restore.
 
     `path`: default figures/bench.csv; empty table if there is none. `usual`: the program compared with;
     None: the one with 'usual' in its name. `ratio`: geometric mean over samples of usual / program, its
@@ -334,6 +364,9 @@ def bench_ratios(path: Path | None = None, usual: str | None = None) -> pd.DataF
     if not path.exists():
         return pd.DataFrame(columns=BENCH_COLUMNS)
     data = pd.read_csv(path).dropna(subset=["seconds"])
+    loop = data[data["stage"] != "base"]
+    whole = loop.groupby(["benchmark", "sample", "program"], sort=False, as_index=False)["seconds"].sum()
+    data = pd.concat([data, whole.assign(stage=WHOLE_SAMPLE)], ignore_index=True)
     usual = usual or next((p for p in data["program"].unique() if "usual" in str(p)), None)
     rows = []
     for (benchmark, stage, program), group in data.groupby(["benchmark", "stage", "program"], sort=False):
@@ -344,7 +377,7 @@ def bench_ratios(path: Path | None = None, usual: str | None = None) -> pd.DataF
         against = data[same].groupby("sample")["seconds"].mean()
         first, second = against.align(times, join="inner")
         both = (first > 0) & (second > 0)
-        if program != usual and both.any():
+        if stage in ("T", WHOLE_SAMPLE) and program != usual and both.any():
             logs = np.log(first[both] / second[both])
             row["ratio"] = exp(float(logs.mean()))
             if len(logs) > 1:

@@ -216,9 +216,10 @@ def table1_reading(table: pd.DataFrame) -> str:
         paper_says = (
             "" if pd.isna(r["paper_difference"]) else f" The paper's: {signed(r['paper_difference'])}."
         )
+        p, of = (r["p"], "p") if pd.isna(r["p_holm"]) else (r["p_holm"], "Holm's p")
         lines.append(
             f"- **{label(r['benchmark'])}**, {r['arm']}, {r['inference']}, {r['mode']}: {shown} points, "
-            f"n = {r['pairs']}, {r['gained']} gained, {r['lost']} lost, p = {r['p']:.3g}: "
-            f"{verdict(r['difference_low'], r['difference_high'], r['detectable'])}.{paper_says}"
+            f"n = {r['pairs']}, {r['gained']} gained, {r['lost']} lost, {of} = {p:.3g}: "
+            f"{verdict(r['difference_low'], r['difference_high'], r['detectable'], p)}.{paper_says}"
         )
     return "\n".join(lines) or "Nothing was compared with base in this run."

@@ -171,8 +171,11 @@ def methods_reading(table: pd.DataFrame) -> str:
 
 def _against(r: Mapping[str, Any], prefix: str, other: str) -> str:
     shown = spread(r, f"{prefix}difference", sign="+")
-    says = verdict(*(r[f"{prefix}{c}"] for c in ("difference_low", "difference_high", "detectable")))
-    return f"{shown} points to {other} (n = {r[f'{prefix}pairs']}, p = {r[f'{prefix}p']:.3g}): {says}."
+    adjusted = r[f"{prefix}p_holm"]
+    p, of = (r[f"{prefix}p"], "p") if pd.isna(adjusted) else (adjusted, "Holm's p")
+    low, high, least = (r[f"{prefix}{c}"] for c in ("difference_low", "difference_high", "detectable"))
+    says = verdict(low, high, least, p)
+    return f"{shown} points to {other} (n = {r[f'{prefix}pairs']}, {of} = {p:.3g}): {says}."
 
 
 SIZE_COLUMNS = [
@@ -277,7 +280,7 @@ def size_reading(table: pd.DataFrame) -> str:
         lines.append(
             f"- **{model_label(r['model'])}**, {r['mode']}: tt_si − base {shown} points, n = {r['pairs']}, "
             f"{r['gained']} gained, {r['lost']} lost, p = {r['p']:.3g}: "
-            f"{verdict(r['difference_low'], r['difference_high'], r['detectable'])}."
+            f"{verdict(r['difference_low'], r['difference_high'], r['detectable'], r['p'])}."
         )
     absent = table.loc[table["note"] == NOT_RUN, "model"]
     lines += [f"- **{model_label(m)}**: {NOT_RUN}." for m in absent]

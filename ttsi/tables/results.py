@@ -78,9 +78,11 @@ class Answers:
     def _shares(self) -> dict[str, float]:
         uncertain = self.scored[self.scored["uncertain"].astype(bool)]
         shares = {"uncertain": 100 * len(uncertain) / len(self.scored)}
-        if len(uncertain):
-            shares["synthesis_failed"] = 100 * float(uncertain["synthesis_failed"].astype(bool).mean())
-            shares["copies"] = 100 * float((uncertain["copy_ratio"].astype(float) >= COPY).mean())
+        # Arms that ask for no example of these samples (oracle, generic, …) have no such share.
+        asked = uncertain[uncertain["attempts"] > 0]
+        if len(asked):
+            shares["synthesis_failed"] = 100 * float(asked["synthesis_failed"].astype(bool).mean())
+            shares["copies"] = 100 * float((asked["copy_ratio"].astype(float) >= COPY).mean())
         return shares
 
 
@@ -218,11 +220,14 @@ def power_note(rows: Iterable[Mapping[str, Any]], name: Any, prefix: str = "") -
     return f"Smallest difference detectable at 80 % power: {'; '.join(parts)}." if parts else ""
 
 
-def verdict(low: float, high: float, detectable: float) -> str:
-    """What a paired interval in points shows, in words: a gain, a loss, or neither and how blind it is."""
-    if low > 0:
+def verdict(low: float, high: float, detectable: float, p: float) -> str:
+    """What a paired interval in points shows, in words: a gain, a loss, or neither and how blind it is.
+
+    `p`: Holm's where the comparison is one of a family; an interval off 0 with p ≥ 0.05 shows nothing.
+    """
+    if p < 0.05 and low > 0:
         return "a gain"
-    if high < 0:
+    if p < 0.05 and high < 0:
         return "a loss"
     limit = "no difference" if pd.isna(detectable) else f"only {detectable:.0f} points or more"
     return f"no difference shown, in either direction ({limit} would be found 8 times in 10)"

@@ -41,7 +41,7 @@ def scaling_curves(
 ) -> pd.DataFrame:
     """Figure 2, right: one row per arm × mode × number of training samples; direct answers.
 
-    tt_si (and tt_d, tt_si_and_icl): the first x uncertain samples of a seeded order take their adapted
+    tt_si (and tt_d, tt_si_and_icl): the first x adapted samples of a seeded order take their adapted
     answer, all others the base answer; mean over `orders` orders, from stored answers. `order_low`,
     `order_high`: 2.5 and 97.5 % of the orders, which is no interval of the accuracy: that is `low`, `high`
     (Wilson, over all n samples). sft_ood, sft: the adapter trained on `training_samples` samples of a
@@ -81,7 +81,8 @@ def _curve(key: Key, base: Answers, adapted: Answers, orders: int, seed: int) ->
     if first.empty:
         return []
     scored = adapted.scored
-    flagged = set(scored.loc[scored["uncertain"].astype(bool), "sample"])
+    # Without a usable example nothing was trained on, and the answer is base's: no training sample.
+    flagged = set(scored.loc[scored["adapted"].astype(bool), "sample"])
     # Seeds may disagree on who is uncertain: a sample counts once any of them adapts it.
     gain = np.array([last[i] - first[i] for i in first.index if i in flagged])
     # A sample's place in each order comes from its position in the benchmark's fixed permutation.
