@@ -253,11 +253,11 @@ def report(found: Mapping[str, Any]) -> None:
         "timing only. T of the usual loop: training, merge, save, reload, unless a row says training alone. "
         "A GPU: not measured.",
         tables.markdown(shown),
-        "Seconds per uncertain sample whose first greedy example could be read (means). `usual` computes each "
-        "prompt anew in every stage (its `base` holds that pass, ttsi's stands apart as `prefix`) and decodes "
-        "token by token; ttsi guesses ahead: its base answer and example are drafted from the prompt, its "
-        "adapted answer from the example too. Its T stands on the prefix pass, which is not in it. H, "
-        "G and `base` of `exact` and `activated` are one measurement.",
+        "Seconds per uncertain sample whose first greedy example could be read (means). `usual` computes "
+        "each prompt anew in every stage (its `base` holds that pass, ttsi's stands apart as `prefix`) and "
+        "decodes token by token; ttsi guesses ahead: its base answer and example are drafted from the "
+        "prompt, its adapted answer from the example too. Its activated T stands on the prefix pass, which "
+        "is not in it. H, G and `base` of `exact` and `activated` are one measurement.",
         tables.markdown(stages(table)),
         "\n".join(f"- {line}" for line in agreement(found)),
     ]

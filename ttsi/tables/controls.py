@@ -41,7 +41,7 @@ CONTROL_SETTINGS = {
     "tool_order": "does the order of the tools matter?",
     "accept": "how much is the form of the reply?",
     "answer_opening": "reply forced to begin with H's opening: is it only the format?",
-    "seeds": "base against base at another seed: how large is noise?",
+    "seeds": "base against base under another shuffle of the tools: how large is noise?",
     "novelty": "copies of the seed question rejected: must the question be new?",
     "k": "how many examples?",
     "epochs": "how long to train?",
@@ -179,7 +179,7 @@ def controls_caption(table: pd.DataFrame) -> str:
         "same samples, paired 95 % interval, samples gained and lost; p against tt_si, Holm over all "
         "controls "
         "here. Gain under it: tt_si − base, both under the variant's setting. A control that ties with tt_si "
-        "explains the gain only if the interval is narrower than the gain."
+        "explains the gain only if its interval excludes a loss as large as the gain."
     )
     power = power_note(
         rows_of(table), lambda r: f"{r['control']}, {r['arm']} {text(r['mode'])} − tt_si", "tt_si_"

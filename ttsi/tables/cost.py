@@ -223,9 +223,10 @@ def prices(
     """Prices per training mode on one benchmark, and the paper's.
 
     `sft_seconds`: seconds to train SFT once. None: this run's seconds per training sample × `sft_samples`,
-    taken from its arm sft in the same mode, or where that was not run from T times `passes`: SFT's epochs over
-    T's, both at batch size 1. `share`: of uncertain queries; None: this run's. An uncertain query is priced
-    with its base answer (`uncertain_alone`); one whose synthesis failed with what it took, H, G and answer.
+    taken from its arm sft in the same mode, or where that was not run from T times `passes`: SFT's epochs
+    over T's, both at batch size 1. `share`: of uncertain queries; None: this run's. An uncertain query is
+    priced with its base answer (`uncertain_alone`); one whose synthesis failed with what it took: H, G and
+    the answer.
     """
     cost = table_cost(records)
     cost = cost[cost["benchmark"] == benchmark]
@@ -352,9 +353,9 @@ BENCH_COLUMNS = ["benchmark", "program", "stage", "n", "seconds", "ratio", "rati
 def bench_ratios(path: Path | None = None, usual: str | None = None) -> pd.DataFrame:
     """Seconds per program and stage of `make bench`, and how many times faster than the usual loop.
 
-    Ratios stand for T (training alone) and for the whole sample only: in its other stages the usual loop reads
-    the prompt anew, which ttsi does once, in a stage of its own (`prefix`). `whole`: all stages but `base`, of
-    the usual loop with merge, save, reload and restore.
+    Ratios stand for T (training alone) and for the whole sample only: in its other stages the usual loop
+    reads the prompt anew, which ttsi does once, in a stage of its own (`prefix`). `whole`: all stages but
+    `base`, of the usual loop with merge, save, reload and restore.
 
     `path`: default figures/bench.csv; empty table if there is none. `usual`: the program compared with;
     None: the one with 'usual' in its name. `ratio`: geometric mean over samples of usual / program, its

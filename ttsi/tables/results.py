@@ -200,7 +200,7 @@ def settings_note(table: pd.DataFrame) -> str:
     stated = table["setting"].dropna() if "setting" in table else ()
     # Each difference once: most rows share theirs.
     parts = list(dict.fromkeys(part for row in stated for part in str(row).split("; ") if part))
-    return f"What differs from the paper's run: {'; '.join(parts)}." if parts else ""
+    return f"Among what differs from the paper's run: {'; '.join(parts)}." if parts else ""
 
 
 def power_note(rows: Iterable[Mapping[str, Any]], name: Any, prefix: str = "") -> str:
