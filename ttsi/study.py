@@ -165,12 +165,13 @@ class Study:
         c, p = self.context, self.profile
         versions = ", ".join(f"{k} {v}" for k, v in c["versions"].items())
         counts = ", ".join(f"{b} {'all' if n is None else n}" for b, n in p.benchmarks.items())
+        heat = p.answer_temperature
         return (
             f"**Run** `{p.name}` · model `{p.model}` ({model_hash(p.model)[:12]}, {self.dtype}) · "
             f"teacher `{p.teacher_name if p.teacher else 'none'}` · "
             f"samples: {counts} · seeds {p.seeds} · tools {p.tool_order} · τ = {p.tau} · K = {p.k} · "
             f"{p.epochs} epochs · SFT {p.sft_epochs or p.epochs} · "
-            f"{f'answers at temperature {p.answer_temperature}' if p.answer_temperature else 'greedy answers'} · "
+            f"{f'answers at temperature {heat}' if heat else 'greedy answers'} · "
             f"commit `{c['commit']}`  \n"
             f"**Machine** {c['machine']} · {versions}"
         )
