@@ -18,6 +18,7 @@ def record(sample, correct, arm="base", benchmark="sealtool", **other):
         "seed": 0, "arm": arm, "inference": "direct", "mode": "none" if arm == "base" else "activated",
         "model": "qwen2.5-coder-0.5b", "tool_order": "shuffled", "correct": correct, "status": "ok",
         "margin": 0.5, "uncertain": arm != "base", "synthesis_failed": False, "copy_ratio": float("nan"),
+        "attempts": int(arm != "base"), "n_replies": 1,
         "source": "computed",
     }  # fmt: skip
     return row | other
@@ -585,7 +586,8 @@ def test_costs_by_hand():
     table = tables.table_cost(timed())
     seconds = {r["stage"]: r["seconds"] for r in table.to_dict("records")}
     assert seconds == {
-        "base": 2, "h": 0.5, "g": 2, "t": 5, "answer": 2, "uncertain": 9.5, "certain": 2.5,
+        "base": 2, "h": 0.5, "g": 2, "t": 5, "answer": 2, "uncertain": 9.5, "uncertain_alone": 11.5,
+        "certain": 2.5,
     }  # fmt: skip
     whole = row_of(table, stage="uncertain")
     assert (whole["n"], whole["tokens"], whole["times_base"]) == (2, 145, 4.75)
@@ -596,9 +598,9 @@ def test_costs_by_hand():
 
 def test_break_even_by_hand():
     ours, paper = tables.prices(timed(), "sealtool", sft_samples=1000)
-    assert ours.tt_si == pytest.approx((2 * 9.5 + 2.5) / 3)
+    assert ours.tt_si == pytest.approx((2 * 11.5 + 2.5) / 3)  # uncertain queries with their base answer
     assert ours.sft == 5000
-    assert ours.break_even == pytest.approx(5000 / (21.5 / 3 - 2))
+    assert ours.break_even == pytest.approx(5000 / (25.5 / 3 - 2))
     share = 190 / 294
     assert paper.break_even == pytest.approx(7966.6 / (share * 10.24 + (1 - share) * 2.14 - 1.26))
     trained = arm("sft", [1, 1, 1], seconds_fit=30.0, pool_n=10.0, seconds_answer=2.0)
@@ -624,12 +626,15 @@ def test_modes_are_paired_with_each_other():
 def test_bench_ratios_are_paired_by_sample(tmp_path):
     rows = [("usual loop", 1, 8.0), ("usual loop", 2, 32.0), ("exact", 1, 4.0), ("exact", 2, 4.0)]
     path = tmp_path / "bench.csv"
-    pd.DataFrame(
-        [{"benchmark": "sealtool", "sample": s, "program": p, "stage": "t", "seconds": x} for p, s, x in rows]
-    ).to_csv(path, index=False)
+    pd.DataFrame([
+        {"benchmark": "sealtool", "sample": s, "program": p, "stage": stage, "seconds": x * share}
+        for p, s, x in rows for stage, share in (("H", 1), ("T", 1), ("base", 9))
+    ]).to_csv(path, index=False)  # fmt: skip
     table = tables.bench_ratios(path)
-    assert row_of(table, program="exact")["ratio"] == pytest.approx(4)
-    assert pd.isna(row_of(table, program="usual loop")["ratio"])
+    for stage in ("T", "whole"):
+        assert row_of(table, program="exact", stage=stage)["ratio"] == pytest.approx(4)
+        assert pd.isna(row_of(table, program="usual loop", stage=stage)["ratio"])
+    assert pd.isna(row_of(table, program="exact", stage="H")["ratio"])  # theirs reads the prompt, ours didn't
     assert "not measured" in tables.markdown(tables.bench_view(tables.bench_ratios(tmp_path / "none.csv")))
 
 
