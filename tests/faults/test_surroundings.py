@@ -155,6 +155,8 @@ def test_ctrl_c(tmp_path: Path, environment: dict[str, str], ledger: Callable[..
             process = subprocess.Popen(
                 NOTEBOOK, cwd=ROOT, env=env, text=True, start_new_session=True, stderr=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
+                # A shell's background jobs ignore Ctrl-C, and hand that on.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
             while process.poll() is None and not (folder / "runs" / "smoke" / "store.sqlite").exists():
                 time.sleep(0.05)
