@@ -53,12 +53,13 @@ COST_COLUMNS = [
 def table_cost(records: pd.DataFrame) -> pd.DataFrame:
     """The paper's runtime table: one row per benchmark × mode × stage, direct answers.
 
-    `seconds`: mean per sample with a 95 % t interval over samples; a sample's seconds are its share of
-    the batch it was computed in, so samples of one batch are alike and the interval is too narrow where
-    batches are few. `tokens`: mean per sample. `times_base`: of the base answer's seconds.
-    The base answer is had first: it pays the prompt pass that H, G and an activated adapter then find in the
-    cache. So `uncertain` is a lower bound for a query by itself; `uncertain_alone`, with the base answer, an
-    upper one. Several seeds are averaged per sample. Machine
+    `seconds`: mean per sample with a 95 % t interval over batches (a sample's seconds are its share of the
+    batch it was computed in); none where all fell into one batch. `tokens`: mean per sample. `times_base`:
+    of the base answer's seconds.
+    The base answer pays the prompt pass that H, G and an activated adapter then find in the cache, unless
+    another process (another notebook) ran them: then G pays it again. So `uncertain` can be less than a
+    query by itself takes, and `uncertain_alone`, with the base answer, is an upper bound; `make bench`
+    measures without the doubt. Several seeds are averaged per sample. Machine
     failures are left out. Stages of `STAGE_NAMES`; one that never ran says so.
     """
     mine = select(records, variant="", inference="direct")
@@ -104,14 +105,20 @@ class Mean:
 
 
 def _mean(values: pd.Series | npt.NDArray[Any]) -> Mean:
-    """The mean with its t interval, never below 0; nan for nothing, no interval for one value."""
+    """The mean with its t interval over batches, never below 0; nan for nothing, no interval for one batch.
+
+    Samples of one batch share its seconds equally, so equal values are one measurement: the standard error
+    is the cluster-robust one, with a batch as the cluster.
+    """
     x = np.asarray(values, dtype=float)
     if not len(x):
         return Mean(np.nan, np.nan, np.nan, 0)
     mean = float(x.mean())
-    if len(x) == 1:
-        return Mean(mean, np.nan, np.nan, 1)
-    half = float(stats.t.ppf(0.975, len(x) - 1)) * float(x.std(ddof=1)) / sqrt(len(x))
+    batches, sizes = np.unique(x.round(9), return_counts=True)
+    if len(batches) == 1:
+        return Mean(mean, np.nan, np.nan, len(x))
+    variance = float(((sizes * (batches - mean)) ** 2).sum()) * len(batches) / (len(batches) - 1)
+    half = float(stats.t.ppf(0.975, len(batches) - 1)) * sqrt(variance) / len(x)
     return Mean(mean, max(0.0, mean - half), mean + half, len(x))
 
 
