@@ -237,11 +237,11 @@ def test_every_notebook_runs_with_the_smoke_profile(smoke):
 def test_the_outputs_have_their_fixed_names(smoke):
     folder = smoke[0] / "figures" / "smoke"
     made = {p.name for p in folder.iterdir()}
-    for table in ("table1_main", "table2_threshold", "table_cost", "table_controls"):
+    for table in ("table1_main", "table2_threshold", "table_cost", "table_controls", "table_scale"):
         assert {f"{table}.csv", f"{table}.md"} <= made
     for figure in (
         "figure2_methods", "figure2_scaling", "figure3_model_size", "figure4_estimator", "figure5_embeddings",
-        "figure_break_even",
+        "figure_break_even", "figure_scale",
     ):  # fmt: skip
         assert {f"{figure}.{kind}" for kind in ("csv", "pdf", "png")} <= made
     assert not [name for name in made if name.startswith(".")]

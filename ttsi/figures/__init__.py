@@ -8,6 +8,7 @@ from ttsi.figures.curves import figure2_scaling, figure_break_even, figure_costs
 from ttsi.figures.data import gold_first_figure
 from ttsi.figures.estimator import figure4_estimator, figure4_rivals, margins_figure
 from ttsi.figures.results import figure2_methods, figure3_model_size, figure_controls, main_results_figure
+from ttsi.figures.scale import figure_scale
 from ttsi.figures.style import COLOURS, save_figure, style
 from ttsi.figures.synthetic import figure5_embeddings
 
@@ -22,6 +23,7 @@ __all__ = [
     "figure_break_even",
     "figure_controls",
     "figure_costs",
+    "figure_scale",
     "figure_threshold",
     "gold_first_figure",
     "main_results_figure",

@@ -71,6 +71,15 @@ from ttsi.tables.methods import (
     sizes_table,
 )
 from ttsi.tables.results import joined, selecting
+from ttsi.tables.scale import (
+    Gpu,
+    scale_caption,
+    scale_lines,
+    scale_rates,
+    scale_reading,
+    scale_view,
+    table_scale,
+)
 from ttsi.tables.scaling import scaling_caption, scaling_curves, scaling_reading
 from ttsi.tables.synthetic import (
     distances_table,
@@ -98,6 +107,7 @@ __all__ = [
     "INFERENCES",
     "LABELS",
     "NOT_RUN",
+    "Gpu",
     "arm_name",
     "bench_ratios",
     "bench_view",
@@ -143,6 +153,11 @@ __all__ = [
     "quote",
     "rows_of",
     "save_table",
+    "scale_caption",
+    "scale_lines",
+    "scale_rates",
+    "scale_reading",
+    "scale_view",
     "scaling_caption",
     "scaling_curves",
     "scaling_reading",
@@ -160,6 +175,7 @@ __all__ = [
     "table2_threshold",
     "table_controls",
     "table_cost",
+    "table_scale",
     "table_synthetic",
     "text",
     "threshold_caption",
