@@ -11,7 +11,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_tables import PCS, arm, arms, embedded, samples_frame, scores, timed
 
-from ttsi import figures, tables
+from ttsi import figures, statistics, tables
 
 
 def several_arms(n=24, seed=0):
@@ -128,6 +128,18 @@ def test_what_was_not_run_is_named_and_not_drawn():
 def test_nothing_run_is_a_figure_that_says_so(draw, table):
     figure = draw(table())
     assert any(word in words(figure) for word in ("No ", "Too few"))
+
+
+def test_seeds_make_no_more_samples_of_margins():
+    """The interval beside each row: three seeds that agree are one; of one seed it is the plain Wilson."""
+    one = scores()
+    three = pd.concat([one.assign(seed=s) for s in range(3)], ignore_index=True)
+    texts = [[t.get_text() for t in figures.margins_figure(d).axes[0].texts] for d in (one, three)]
+    assert texts[0] == texts[1]
+    right = one[(one["n_tools"] > 1) & one["base_correct"]]
+    share = statistics.wilson(int((right["margin"] < 0.95).sum()), len(right))
+    percent = [100 * x for x in (share.value, share.low, share.high)]
+    assert "{:.0f} % [{:.0f}, {:.0f}]  n = {}".format(*percent, len(right)) in texts[0]
 
 
 def test_rebuilt_margins_never_move():

@@ -517,6 +517,44 @@ def test_the_key_is_nowhere(
     assert files and all(KEY.encode() not in data for data in files)
 
 
+@pytest.mark.parametrize("code", [401, 403])
+def test_a_refusal_that_quotes_the_key_leaves_it_nowhere(
+    stub: Stub, connect: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    """In the status line, in any header and in the body, as message, code or plain text; whoever logs."""
+    for library in ("httpx", "httpcore"):
+        caplog.set_level(logging.DEBUG, library)
+
+    def quote(body: bytes) -> ANSWER:
+        def answer(handler: Handler, _: dict[str, Any]) -> None:
+            handler.send_response(code, f"no such key {KEY}")
+            handler.send_header("WWW-Authenticate", f'Bearer error="invalid_token", token="{KEY}"')
+            handler.send_header("Retry-After", KEY)
+            handler.send_header("Content-Length", str(len(body)))
+            handler.end_headers()
+            handler.wfile.write(body)
+
+        return answer
+
+    for body in (
+        json.dumps({"error": {"message": f"bad key {KEY}", "code": KEY}}),
+        json.dumps({"error": KEY}),
+        f"<html>{KEY}</html>",
+    ):
+        stub.answer = quote(body.encode())
+        engine = connect()
+        with pytest.raises(Refused) as caught:
+            texts(engine, "a")
+        error = caught.value
+        told = [str(error), repr(error.args), repr(error.__cause__), repr(error.__context__)]
+        assert all(KEY not in text for text in [*told, repr(vars(engine))])
+        engine.close()
+    assert "POST" in caplog.text, "the libraries were listened to"
+    assert KEY not in caplog.text
+    files = [p.read_bytes() for p in tmp_path.iterdir()]
+    assert files and all(KEY.encode() not in data for data in files)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

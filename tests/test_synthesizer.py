@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import time
 from collections.abc import Sequence
+from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ttsi.engines.base import Request
 from ttsi.synthesizer import Unreadable, copy_ratio, read_example, synthesize
@@ -93,6 +98,36 @@ def test_k_examples_contain_the_first_ones() -> None:
     second = Scripted(COPY)
     run(second, k=1, first=1)
     assert second.asked[0].seed == two.asked[1].seed
+
+
+@settings(max_examples=200, deadline=None)
+@given(*[st.text("ab", max_size=40) | st.text("abcdé ", max_size=40) | st.text(max_size=20)] * 2)
+def test_copy_ratio_is_difflibs(one: str, two: str) -> None:
+    left, right = (" ".join(t.casefold().split()) for t in (one, two))
+    assert copy_ratio(one, two) == difflib.SequenceMatcher(None, left, right, autojunk=False).ratio()
+
+
+def test_copy_ratio_of_long_questions_is_difflibs() -> None:
+    words = ["weather", "in", "the", "town", "of", "Oslo", "tomorrow,", "please"]
+    one, two = (" ".join(Random(seed).choices(words, k=60)) for seed in (1, 2))
+    expected = difflib.SequenceMatcher(None, one.casefold(), two.casefold(), autojunk=False).ratio()
+    assert copy_ratio(one, two) == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("abc" * 667, "acb" * 667),  # with difflib: minutes
+        ("ab" * 1000, "ba" * 1000),
+        ("a b " * 500, "ab  " * 500),
+        ("".join(map(chr, range(300, 2300))), "".join(map(chr, range(2299, 299, -1)))),
+        ("".join("a" * i + "b" for i in range(62)), "".join("a" * i + "c" for i in range(62, 0, -1))),
+    ],
+)
+def test_a_model_caught_in_a_loop_is_compared_in_seconds(one: str, two: str) -> None:
+    began = time.process_time()
+    assert 0 <= copy_ratio(one, two) < 1
+    assert time.process_time() - began < 3
 
 
 def test_copy_ratio_ignores_case_and_spaces() -> None:

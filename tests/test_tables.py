@@ -552,6 +552,40 @@ def test_quality_counts_copies_validity_and_failures():
     assert nothing["note"].tolist() == [tables.NOT_RUN]
 
 
+def test_seeds_make_no_more_samples_of_synthetic_data():
+    """Three seeds that agree: the same shares and intervals as one, though the counts are threefold."""
+    records = arms([0] * 4, [0] * 4)
+    records.loc[records["arm"] == "tt_si", "synthesis_failed"] = [True, False, False, False]
+    examples = pd.DataFrame({
+        "benchmark": "sealtool", "sample": ["1", "2", "3"], "seed": 0, "writer": "self", "index": 0,
+        "attempt": 0, "copy_ratio": [1.0, 0.998, 0.4], "schema_errors": [0, 0, 2], "tool": "x",
+        "question_sha256": ["p", "q", "q"],
+    })  # fmt: skip
+
+    def thrice(frame):
+        return pd.concat([frame.assign(seed=s) for s in range(3)], ignore_index=True)
+
+    (one,) = tables.table_synthetic(examples, records).to_dict("records")
+    (three,) = tables.table_synthetic(thrice(examples), thrice(records)).to_dict("records")
+    assert (three["asked"], three["failed"], three["copies"], three["valid"]) == (12, 3, 3, 6)
+    alone = statistics.wilson(1, 3)
+    assert (one["copies_low"], one["copies_high"]) == (100 * alone.low, 100 * alone.high)
+    for share in ("failed", "copies", "valid"):
+        ends = [f"{share}_share", f"{share}_low", f"{share}_high"]
+        assert [three[c] for c in ends] == pytest.approx([one[c] for c in ends])
+    near, often = (
+        tables.distances_table(tables.embedding_points(e)) for e in (embedded(), thrice(embedded()))
+    )
+    assert (near["questions"].item(), often["questions"].item()) == (3, 9)
+    alone = statistics.wilson(2, 3)
+    assert (near["nearest_own_low"].item(), near["nearest_own_high"].item()) == (
+        100 * alone.low,
+        100 * alone.high,
+    )
+    ends = ["nearest_own", "nearest_own_low", "nearest_own_high"]
+    assert often[ends].iloc[0].tolist() == pytest.approx(near[ends].iloc[0].tolist())
+
+
 def test_good_and_bad_examples_are_the_first_not_the_best():
     def wrote(question, ratio, errors=()):
         return Synthesis((Example(question, (Call("f", {"a": 1}),), ratio, errors),))
@@ -594,6 +628,8 @@ def test_costs_by_hand():
     assert whole["seconds_low"] < 9.5 < whole["seconds_high"]
     assert whole["paper_times_base"] == pytest.approx(10.24 / 1.26)
     assert "4.8 times a base answer" in tables.cost_reading(table)
+    base = row_of(table, stage="base")
+    assert np.isnan(base["seconds_low"]), "the shares of one batch are one measurement"
 
 
 def test_break_even_by_hand():

@@ -146,7 +146,7 @@ def amortised(stages: Stages, queries: Sequence[Query], setting: Setting) -> lis
         return base(stages, queries, setting)
     parts = [stages.written(q) for q in taught]
     names = [{"sample": q.id, "of": p.name} for q, p in zip(taught, parts, strict=True)]
-    everything = Material(_digest(names), lambda: tuple(w for p in parts for w in p.read()), len(parts))
+    everything = Material(_digest(names), lambda: tuple(w for p in parts for w in p.read()))
     return _shared(stages, queries, uncertain, everything, setting, certainty)
 
 
@@ -381,7 +381,7 @@ def _from_pool(
     stages: Stages, queries: Sequence[Query], pool: Sequence[Sample], setting: Setting
 ) -> list[Outcome]:
     lessons = tuple(map(pools.worked, pool))
-    material = Material(_digest(lessons), lambda: lessons, len(lessons))
+    material = Material(_digest(lessons), lambda: lessons)
     answers = stages.answer(queries)
     fitted, adapted = stages.share(queries, material, setting.mode, setting.sft_epochs)
     return [

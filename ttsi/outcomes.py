@@ -58,7 +58,6 @@ class Material:
 
     name: Any
     read: Callable[[], tuple[Worked, ...]]
-    size: int = 1
 
 
 Answers = Mapping[str, Done[tuple[Generation, ...]]]

@@ -202,7 +202,6 @@ class Synthesis:
 
     examples: tuple[Example, ...]
     failures: tuple[str, ...] = ()
-    prompt_tokens: int = 0
     tokens: int = 0
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import email.utils
 import hashlib
 import json
+import logging
 import os
 import threading
 import time
@@ -143,6 +144,25 @@ class _Reply(BaseModel):
     completion_tokens: int
 
 
+class _Discretion(logging.Filter):
+    """Strikes keys out of what the HTTP libraries log: an endpoint may quote one in its status or headers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.variables: frozenset[str] = frozenset()
+        for library in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy"):
+            logging.getLogger(library).addFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        for key in (os.environ.get(name, "").strip() for name in self.variables):
+            if len(key) >= _SHORTEST_KEY and key in (text := record.getMessage()):
+                record.msg, record.args = text.replace(key, "[key]"), ()
+        return True
+
+
+_DISCRETION = _Discretion()
+
+
 @dataclass(frozen=True)
 class _Ask:
     """One request body, and the name under which its reply is kept."""
@@ -162,6 +182,8 @@ class OpenAIEngine:
 
     def __init__(self, endpoint: Endpoint, *, ledger: Path | None = None, name: str | None = None) -> None:
         self.endpoint = endpoint
+        if endpoint.key_env:
+            _DISCRETION.variables |= {endpoint.key_env}
         self.name = name or endpoint.model
         self.loaded = 0
         """Replies that came from the ledger and cost nothing."""

@@ -116,7 +116,7 @@ def margins_figure(scores: pd.DataFrame, tau: float = 0.95) -> Figure:
     """Where the margins lie: one dot per scored sample with two or more tools, by right and wrong answer.
 
     The bar and its number: the share of that row below tau, so the upper row's is the FPR and the
-    lower row's the TPR, with Wilson intervals.
+    lower row's the TPR, with Wilson intervals. Counts are divided by the run seeds, as in figure 4.
     """
     scored = scores[scores["n_tools"] > 1].dropna(subset=["margin", "base_correct"])
     drawn = in_order(scored["benchmark"])
@@ -124,18 +124,22 @@ def margins_figure(scores: pd.DataFrame, tau: float = 0.95) -> Figure:
         "Margin between the two best-scored tools, one dot per sample with two or more tools (height within "
         f"a row means nothing). Right: share with margin < τ = {tau:g} and its 95 % Wilson interval."
     )
+    if scored["seed"].nunique() > 1:
+        caption += " Several run seeds: a dot each, n counts samples."
     if not drawn:
         return notice("No sample with two or more tools was scored", caption)
     with style():
         figure, grid = panels(len(drawn), [1], 0.62, caption, gap=0.45, right=1.55)
         for axes, benchmark in zip(grid[:, 0], drawn, strict=True):
             rows = scored[scored["benchmark"] == benchmark]
+            seeds = rows["seed"].nunique()
             for height, (right, colour) in enumerate([(False, WRONG), (True, RIGHT)]):
                 margins = rows.loc[rows["base_correct"].astype(bool) == right, "margin"].to_numpy(float)
                 # Evenly spread by rank instead of random jitter: no dot moves on a rebuild.
                 lift = 0.3 * (2 * ((np.arange(len(margins)) * 0.618034) % 1) - 1)
                 axes.plot(margins, height + lift, "o", ms=3, mew=0, alpha=0.5, color=colour, clip_on=False)
-                share = wilson(int((margins < tau).sum()), len(margins))
+                n = len(margins) / seeds
+                share = wilson((margins < tau).sum() / seeds, n)
                 percent = [100 * x for x in (share.value, share.low, share.high)]
                 shown = "{:.0f} % [{:.0f}, {:.0f}]  ".format(*percent) if len(margins) else ""
                 beside: dict[str, Any] = {
@@ -143,8 +147,8 @@ def margins_figure(scores: pd.DataFrame, tau: float = 0.95) -> Figure:
                     "xycoords": ("axes fraction", "data"),
                     "va": "center",
                 }
-                n = len(margins)
-                axes.annotate(f"{shown}n = {n}", **beside, color=colour, fontsize=7.5, annotation_clip=False)
+                shown += f"n = {n:g}"
+                axes.annotate(shown, **beside, color=colour, fontsize=7.5, annotation_clip=False)
             axes.axvline(tau, color="#888888", lw=0.9, ls=":")
             axes.set(yticks=[0, 1], ylim=(-0.55, 1.55), xlim=(0, 1), title=label(benchmark))
             axes.set_yticklabels(["wrong", "right"])

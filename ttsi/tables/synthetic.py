@@ -94,7 +94,7 @@ def distances_table(points: pd.DataFrame) -> pd.DataFrame:
     """One row per benchmark: distance of synthetic questions to their own and to other seeds. Shares in %.
 
     `nearer`: nearer to their own seed than to one drawn at random; `nearest_own`: no other seed is nearer
-    (chance: 1 in `seeds_compared`). Wilson intervals take the questions as independent.
+    (chance: 1 in `seeds_compared`). Wilson intervals take the questions of one run seed as independent.
     """
     rows = []
     for benchmark in in_order(points["benchmark"]):
@@ -109,10 +109,16 @@ def distances_table(points: pd.DataFrame) -> pd.DataFrame:
         if len(made):
             row |= {"own_median": made["own"].median(), "other_median": made["other"].median()}
             for name, hits in (("nearer", made["own"] < made["other"]), ("nearest_own", made["nearest_own"])):
-                share = statistics.wilson(float(hits.sum()), len(made))
-                row |= percent(share, name, f"{name}_low", f"{name}_high")
+                row |= percent(_share(hits, made), name, f"{name}_low", f"{name}_high")
         rows.append(row)
     return pd.DataFrame(rows, columns=DISTANCE_COLUMNS)
+
+
+def _share(hits: pd.Series, rows: pd.DataFrame) -> statistics.Estimate:
+    """Share of rows that hit, with its Wilson interval over samples: run seeds make no more of them."""
+    parts = [c for c in ("sample", "index") if c in rows]
+    n = len(rows[parts].drop_duplicates())
+    return statistics.wilson(float(hits.sum()) * n / len(rows), n)
 
 
 def table_synthetic(examples: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
@@ -120,7 +126,8 @@ def table_synthetic(examples: pd.DataFrame, records: pd.DataFrame) -> pd.DataFra
 
     `examples`: the study's frame, one row per synthetic example. `records`: count the samples `asked`
     for an example (those an arm adapted or tried to) and the syntheses that failed after every retry.
-    `attempts`: replies needed per example, mean. Copy: a question that equals its seed up to case and spaces.
+    Intervals are over samples, whatever the number of seeds. `attempts`: replies needed per example, mean.
+    Copy: a question that equals its seed up to case and spaces.
     `top_tool_share`: examples about the most frequent tool.
     """
     rows = []
@@ -141,8 +148,7 @@ def table_synthetic(examples: pd.DataFrame, records: pd.DataFrame) -> pd.DataFra
             "top_tool_share": 100 * made["tool"].value_counts(normalize=True).iloc[0],
         }
         for name, hits in (("copies", copies), ("valid", valid)):
-            share = statistics.wilson(int(hits.sum()), len(made))
-            row |= percent(share, f"{name}_share", f"{name}_low", f"{name}_high")
+            row |= percent(_share(hits, made), f"{name}_share", f"{name}_low", f"{name}_high")
         rows.append(row)
     rows += [{"benchmark": "", "writer": "", "note": NOT_RUN}] if not rows else []
     table = pd.DataFrame(rows, columns=QUALITY_COLUMNS)
@@ -162,10 +168,9 @@ def _asked(records: pd.DataFrame, benchmark: str, writer: str) -> dict[str, Any]
         if len(rows):
             # The same synthesis serves every mode and inference.
             once = rows.drop_duplicates(["sample", "seed"])
-            failed = int(once["synthesis_failed"].astype(bool).sum())
-            share = statistics.wilson(failed, len(once))
-            cells = percent(share, "failed_share", "failed_low", "failed_high")
-            return {"asked": len(once), "failed": failed, **cells}
+            failed = once["synthesis_failed"].astype(bool)
+            cells = percent(_share(failed, once), "failed_share", "failed_low", "failed_high")
+            return {"asked": len(once), "failed": int(failed.sum()), **cells}
     return {}
 
 
