@@ -6,14 +6,13 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
+from contract import DRAWN, GREEDY, PROMPTS, EngineContract, loud, one_by_one, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
@@ -24,26 +23,12 @@ from transformers.generation.logits_process import (
 
 from ttsi import benchmarks, prompts
 from ttsi.calls import format_calls
-from ttsi.engines.base import EngineError, Prompt, Request, TooLong
+from ttsi.engines.base import EngineError, Prompt, Request
 from ttsi.engines.cache import KeyValues, PrefixCache
 from ttsi.engines.drafts import propose
-from ttsi.engines.lora import Adapter
 from ttsi.engines.torch import TorchEngine
-from ttsi.types import Call, Generation, LoraSettings, Message, Sampling, Tool
+from ttsi.types import Call, LoraSettings, Message, Sampling, Tool
 
-Mode = Literal["exact", "activated"]
-GREEDY = Sampling(max_tokens=30)
-DRAWN = Sampling(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.1, max_tokens=20, n=3)
-CONVERSATION = (
-    Message("user", "a"),
-    Message("assistant", "b <|im_end|> c"),
-    Message("tool", "é 世界"),
-    Message("user", "what"),
-)
-PROMPTS = [
-    *(Prompt("sys tools hello", (Message("user", "hello " * (i + 1)),)) for i in range(5)),
-    Prompt("other tools", CONVERSATION),
-]
 CONTROLS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 
 
@@ -58,76 +43,11 @@ def shared(tiny_folder: Path) -> TorchEngine:
     return TorchEngine(tiny_folder, dtype="float32")
 
 
-@pytest.fixture(scope="module")
-def plain(tiny_folder: Path) -> Any:
-    """The same weights in plain transformers."""
-    return AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
-
-
-def plain_reply(model: Any, engine: TorchEngine, prompt: Prompt) -> list[int]:
-    """Token ids of the greedy reply by transformers' own `generate`."""
-    ids = torch.tensor([engine.encode(prompt).ids])
-    stop = list(engine.chat.stop_ids)
-    out = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=GREEDY.max_tokens,
-        eos_token_id=stop,
-        pad_token_id=stop[0],
-    )
-    return out[0, ids.shape[1] :].tolist()
-
-
-def tokens(replies: Sequence[Sequence[Generation]]) -> list[list[tuple[int, ...]]]:
-    return [[g.tokens for g in row] for row in replies]
-
-
-def loud(engine: TorchEngine, seed: int, mode: Mode) -> Adapter:
-    """An adapter with random B, so large that it changes what the model says."""
-    fresh = engine.lora.fresh(LoraSettings(mode=mode), seed, engine.device)
-    rng = torch.Generator().manual_seed(seed)
-    return Adapter(fresh.a, tuple(torch.randn(b.shape, generator=rng) * 0.3 for b in fresh.b), fresh.settings)
-
-
-def one_by_one(
-    engine: TorchEngine, requests: Sequence[Request], sampling: Sampling
-) -> list[list[Generation]]:
-    return [engine.generate([request], sampling)[0] for request in requests]
+class TestTorchEngine(EngineContract):
+    """What holds for every engine: tests/contract.py."""
 
 
 # --- generating -----------------------------------------------------------------------------------------
-
-
-def test_greedy_equals_plain_generate(shared: TorchEngine, plain: Any) -> None:
-    replies = shared.generate([Request(p) for p in PROMPTS], GREEDY)
-    for prompt, (reply,) in zip(PROMPTS, replies, strict=True):
-        assert list(reply.tokens) == plain_reply(plain, shared, prompt)
-        ids = shared.encode(prompt).ids
-        logits = plain(torch.tensor([[*ids, *reply.tokens]])).logits[0].log_softmax(dim=-1)
-        want = [logits[len(ids) + i - 1, t].item() for i, t in enumerate(reply.tokens)]
-        assert reply.log_probs == pytest.approx(want, abs=1e-4)
-        assert reply.prompt_tokens == len(ids)
-    assert len({r[0].tokens for r in replies}) > 1  # a model that always says the same would prove nothing
-
-
-def test_a_batch_equals_one_at_a_time(shared: TorchEngine) -> None:
-    requests = [Request(p, opening="[name: " if i % 2 else "") for i, p in enumerate(PROMPTS)]
-    assert tokens(shared.generate(requests, GREEDY)) == tokens(one_by_one(shared, requests, GREEDY))
-
-
-def test_prefixes_of_very_different_length_share_a_batch(shared: TorchEngine) -> None:
-    """A short question under a long system turn beside a long question under a short one."""
-    requests = [
-        Request(Prompt("a b c d e f " * 40, (Message("user", "hi"),))),
-        Request(Prompt("x", (Message("user", "a b c d " * 12),))),
-    ]
-    short = Sampling(max_tokens=4)
-    assert tokens(shared.generate(requests, short)) == tokens(one_by_one(shared, requests, short))
-
-
-def test_no_requests_no_replies(shared: TorchEngine) -> None:
-    assert shared.generate([], GREEDY) == []
 
 
 def test_finished_rows_leave_the_batch(engine: TorchEngine) -> None:
@@ -222,18 +142,6 @@ def hidden_states(engine: TorchEngine, ids: torch.Tensor) -> torch.Tensor:
         return engine.forward(ids, torch.arange(ids.shape[1])[None], None, None)
 
 
-def test_too_long_is_said_not_cut(shared: TorchEngine) -> None:
-    prompt = Prompt("s", (Message("user", "a b c d " * 600),))
-    assert not shared.fits(prompt, 1)
-    with pytest.raises(TooLong, match="2048"):
-        shared.generate([Request(prompt)], GREEDY)
-    with pytest.raises(TooLong, match="2048"):
-        shared.score([prompt], "x", [["y"]])
-    room = shared.context - len(shared.encode(PROMPTS[0]).ids)
-    assert shared.fits(PROMPTS[0], room)
-    assert not shared.fits(PROMPTS[0], room + 1)
-
-
 def test_out_of_memory_is_the_machines_failure(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
@@ -245,77 +153,7 @@ def test_out_of_memory_is_the_machines_failure(engine: TorchEngine, monkeypatch:
         engine.score(PROMPTS[:1], "x", [["y"]])
 
 
-# --- scoring --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("opening", "texts"),
-    [
-        ("[name: ", ['alpha", {', 'beta two", {', 'g", {']),
-        ("hel", ["lo world", "p", "lo"]),  # the first token spans the opening's end
-        ("", ["one", "on", "two"]),
-        ("世", ["界 ok", "é"]),
-        ("call ", ["x"]),
-    ],
-)
-def test_scores_equal_a_plain_forward_pass(
-    shared: TorchEngine, plain: Any, opening: str, texts: list[str]
-) -> None:
-    chosen = [PROMPTS[0], PROMPTS[5]]
-    for prompt, row in zip(chosen, shared.score(chosen, opening, [texts] * 2), strict=True):
-        ids = shared.encode(prompt).ids
-        for text, scored in zip(texts, row, strict=True):
-            whole = shared.chat.tokenizer(
-                opening + text, add_special_tokens=False, return_offsets_mapping=True
-            )
-            first = next(i for i, (_, end) in enumerate(whole["offset_mapping"]) if end > len(opening))
-            logits = plain(torch.tensor([[*ids, *whole["input_ids"]]])).logits[0].log_softmax(dim=-1)
-            want = [
-                logits[len(ids) + i - 1, t].item() for i, t in enumerate(whole["input_ids"]) if i >= first
-            ]
-            assert scored.continuation == text
-            assert scored.log_probs == pytest.approx(want, abs=1e-4)
-            assert len(scored.ends) == len(want)
-            assert scored.ends[-1] == len(text)
-
-
 # --- adapters -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("modes", [("exact",), ("activated",), ("exact", "activated")])
-def test_adapters_in_a_batch_equal_adapters_one_by_one(shared: TorchEngine, modes: tuple[Mode, ...]) -> None:
-    """A row of its own for every adapter, rows without one, and both modes side by side."""
-    kinds = list(itertools.islice(itertools.cycle([None, *modes]), len(PROMPTS)))
-    adapters = [None if mode is None else loud(shared, i, mode) for i, mode in enumerate(kinds)]
-    requests = [Request(p, adapter=a) for p, a in zip(PROMPTS, adapters, strict=True)]
-    together = tokens(shared.generate(requests, GREEDY))
-    assert together == tokens(one_by_one(shared, requests, GREEDY))
-    base = tokens(shared.generate([Request(p) for p in PROMPTS], GREEDY))
-    for adapter, ours, theirs in zip(adapters, together, base, strict=True):
-        assert (ours == theirs) == (adapter is None)
-
-
-def test_adapted_votes_share_one_adapter(shared: TorchEngine) -> None:
-    requests = [Request(p, seed=i, adapter=loud(shared, i, "activated")) for i, p in enumerate(PROMPTS)]
-    assert tokens(shared.generate(requests, DRAWN)) == tokens(one_by_one(shared, requests, DRAWN))
-
-
-@pytest.mark.parametrize("mode", ["exact", "activated"])
-@pytest.mark.parametrize("prompt", [PROMPTS[1], PROMPTS[5]], ids=["one turn", "conversation"])
-def test_saved_adapters_are_peft_adapters(
-    shared: TorchEngine, tiny_folder: Path, tmp_path: Path, mode: Mode, prompt: Prompt
-) -> None:
-    adapter = loud(shared, 3, mode)
-    invocation = list(shared.encode(prompt).ids)[shared.encode(prompt).turn :][:2]
-    shared.lora.save(adapter, tmp_path, base_model=str(tiny_folder), invocation=invocation)
-    fresh = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
-    model = PeftModel.from_pretrained(fresh, str(tmp_path)).eval()
-    (reply,) = shared.generate([Request(prompt, adapter=adapter)], GREEDY)[0]
-    assert list(reply.tokens) == plain_reply(model, shared, prompt)
-    ids = shared.encode(prompt).ids
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(dim=-1)
-    assert logits[reply.tokens[0]].item() == pytest.approx(reply.log_probs[0], abs=1e-4)
 
 
 def test_adapters_leave_no_trace(engine: TorchEngine) -> None:
@@ -334,15 +172,6 @@ def test_adapters_leave_no_trace(engine: TorchEngine) -> None:
             _ = 1 / 0
     assert fingerprint() == before
     assert engine.generate([Request(p) for p in PROMPTS], GREEDY) == want
-
-
-def test_a_fresh_adapter_changes_nothing_and_follows_its_seed_alone(shared: TorchEngine) -> None:
-    one, same, other = (shared.lora.fresh(LoraSettings(), seed, shared.device) for seed in (1, 1, 2))
-    assert all(map(torch.equal, one.a, same.a))
-    assert not all(map(torch.equal, one.a, other.a))
-    request = Request(PROMPTS[0], adapter=one)
-    adapted, base = (shared.generate([r], GREEDY) for r in (request, Request(PROMPTS[0])))
-    assert tokens(adapted) == tokens(base)
 
 
 def test_ranks_that_differ_share_no_batch(shared: TorchEngine) -> None:

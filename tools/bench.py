@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ WRITE = Sampling(repetition_penalty=PAPER_SAMPLING.repetition_penalty, max_token
 ANSWER = Sampling()
 MODES = ("exact", "activated")
 SEED, TAU = 0, 0.95
+VLLM = Path(__file__).resolve().parent.parent / ".venv-vllm" / "bin" / "python"
 LONG = 1500  # tokens of a prompt above which the programs don't share the memory
 
 
@@ -197,9 +200,14 @@ class Ours:
         with clock.stage("plain together"):
             together = [r[0] for r in engine.generate(plain, ANSWER)]
         engine.drafts = True
+        # To set beside vLLM: each sample under its own adapter, mode exact. A fresh one leaves the text.
+        fresh = [engine.lora.fresh(LoraSettings(), i, engine.device) for i in range(len(plain))]
+        with clock.stage("adapters"):
+            engine.generate([replace(r, adapter=a) for r, a in zip(plain, fresh, strict=True)], ANSWER)
         texts = [[g.tokens for g in group] for group in (one, many, alone, together)]
         return {
             "n": len(queries),
+            "replies": [r.tokens for r in many],
             "adapted": len(usable),
             "tokens": sum(len(r.tokens) for r in many),
             "equal": sum(len(set(row)) == 1 for row in zip(*texts, strict=True)),
@@ -262,7 +270,8 @@ class Theirs:
 
 def serve(worker: Any) -> None:
     """Answers one JSON request per line, until there are no more."""
-    out, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not pass for an answer
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries and their processes print must not pass for an answer
     for line in sys.stdin:
         asked = json.loads(line)
         out.write(json.dumps(getattr(worker, asked.pop("do"))(**asked)) + "\n")
@@ -277,6 +286,8 @@ class Worker:
 
     def __init__(self, name: str, model: str, dtype: str) -> None:
         self.command = [sys.executable, __file__, "--worker", name, "--model", model, "--dtype", dtype]
+        if name == "vllm":
+            self.command[:2] = [str(VLLM), str(Path(__file__).with_name("vllm_worker.py"))]
         self.process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Worker:
@@ -313,9 +324,12 @@ def measure(
     keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """All measurements of one run, as plain JSON; `keep` gets what there is after each sample."""
-    found: dict[str, Any] = {"model": model, "samples": [], "batch": []}
+    found: dict[str, Any] = {"model": model, "samples": [], "batch": [], "vllm": []}
+    together: list[str] = []
     with ExitStack() as stack:
-        ours, theirs = (stack.enter_context(Worker(n, model, dtype)) for n in ("ours", "theirs"))
+        ours, theirs, vllm = (
+            stack.enter_context(Worker(n, model, dtype)) for n in ("ours", "theirs", "vllm")
+        )
         machine = found["machine"] = ours("machine")
         for name, n in wanted.items():
             ids = ours("list", name=name)["ids"]
@@ -338,6 +352,10 @@ def measure(
                 keep(found)
                 say(f"{len(together)} samples together, twice")
         machine["flops"] = max(machine["flops"], ours("machine")["flops"])
+        if VLLM.exists() and together:
+            ours.pause(), theirs.pause()
+            found["vllm"] = [vllm("batch", samples=together) for _ in range(2)]
+            say(f"{len(together)} samples together on vLLM, twice")
     return found
 
 

@@ -182,6 +182,36 @@ def bars(found: Mapping[str, Any]) -> pd.DataFrame:
     return table
 
 
+def engines(found: Mapping[str, Any]) -> pd.DataFrame:
+    """Tokens per second of torch and vLLM on the same prompts, reading them included, from cold caches.
+
+    equal: replies that are torch's to the token. One row per engine and way; the mean of the repetitions.
+    """
+    ways = {
+        "one by one": {"torch": ("prefix", "one by one"), "vLLM": ("one by one",)},
+        "together": {"torch": ("prefix", "base"), "vLLM": ("together",)},
+        "together, drafts off": {"torch": ("prefix", "plain together")},
+        "together, an adapter each (exact)": {"torch": ("adapters",), "vLLM": ("adapters",)},
+    }
+    runs = {"torch": found["batch"], "vLLM": found.get("vllm", [])}
+    want = [tuple(r) for r in found["batch"][0].get("replies", [])] if found["batch"] else []
+    out = []
+    for way, measured in ways.items():
+        for engine, names in measured.items():
+            missing = "not measured (make test-vllm installs it)" if engine == "vLLM" else "not measured"
+            row = {"replies": way, "engine": engine, "n": "", "tokens per second": missing, "equal": ""}
+            if runs[engine] and all(n in runs[engine][0]["seconds"] for n in names):
+                rates = [r["tokens"] / sum(r["seconds"][n] for n in names) for r in runs[engine]]
+                same = sum(tuple(a) == b for a, b in zip(runs[engine][0]["replies"], want, strict=True))
+                row |= {
+                    "n": f"{len(want)} × {len(rates)}",
+                    "tokens per second": f"{sum(rates) / len(rates):.1f}",
+                    "equal": f"{same} of {len(want)}",
+                }
+            out.append(row)
+    return pd.DataFrame(out)
+
+
 def agreement(found: Mapping[str, Any]) -> list[str]:
     """What the programs agree on, in sentences with counts."""
     samples = found["samples"]
@@ -260,12 +290,19 @@ def report(found: Mapping[str, Any]) -> None:
         "is not in it. H, G and `base` of `exact` and `activated` are one measurement.",
         tables.markdown(stages(table)),
         "\n".join(f"- {line}" for line in agreement(found)),
+        f"Base answers by torch and vLLM{_vllm_version(found)}, reading the prompts included, from cold "
+        "prefix caches; torch guesses ahead unless a row says otherwise. A GPU: not measured.",
+        tables.markdown(engines(found)),
     ]
     folder = sources.figures_dir()
     tables.write(folder / "bench.md", ("\n\n".join(text) + "\n").encode())
     save_figure(_stages_figure(table), table, "bench", "")
     save_figure(_scaling_figure(table), table, "bench_scaling", "")
     print("\n\n".join(text))
+
+
+def _vllm_version(found: Mapping[str, Any]) -> str:
+    return f" ({found['vllm'][0]['version']})" if found.get("vllm") else ""
 
 
 def _stages_figure(table: pd.DataFrame) -> Any:

@@ -85,6 +85,15 @@ class Profile(BaseModel):
     bank: int | None = None
     """Adapters trained side by side; null = 1 on a CPU, the batch on a GPU."""
     threads: int | None = None
+    engine: Literal["torch", "vllm"] = "torch"
+    """Who answers and scores. "vllm" serves mode `exact` only, and torch trains beside it."""
+    gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
+    """The share of a GPU's memory that vLLM takes for a model; training and the teacher need the rest."""
+    executor: Literal["local", "ray"] = "local"
+    """Who computes: this process, or the actors of a Ray cluster, each with an engine (and `threads`) of its
+    own. The records are the same."""
+    actors: int | None = Field(None, ge=1)
+    """How many; null = one per GPU of the cluster, or one per machine where there are none."""
 
     @field_validator("benchmarks", mode="before")
     @classmethod
@@ -100,6 +109,16 @@ class Profile(BaseModel):
 
             Endpoint.model_validate(value)
         return value
+
+    @model_validator(mode="after")
+    def _engine_serves(self) -> Profile:
+        activated = [b for b in self.benchmarks if "activated" in self.modes_of(b)]
+        if self.engine == "vllm" and activated:
+            raise ValueError(
+                f"engine vllm has no activated adapters, which the profile trains on {', '.join(activated)}: "
+                "use mode exact, or engine torch"
+            )
+        return self
 
     @model_validator(mode="after")
     def _variants_hold(self) -> Profile:

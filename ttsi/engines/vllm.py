@@ -1,0 +1,458 @@
+"""vLLM as an engine: it answers and scores, each request under its own LoRA adapter; torch trains beside it.
+
+It serves mode `exact` only: vLLM has no activated adapters. Its processes start when they are first needed,
+and again after they died. This file alone imports vllm, and is imported only by who asks for that engine.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer
+
+from ttsi.engines.base import EngineError, Prompt, Request, TooLong, native_dtype
+from ttsi.engines.chat import Chat, Encoded
+from ttsi.types import Generation, Sampling, Scored
+
+os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the second one knows no logits processors of our kind
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report this machine to its makers
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer wants the same cores
+
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+if TYPE_CHECKING:
+    from ttsi.engines.lora import Adapter, LoraLayers
+    from ttsi.engines.torch import TorchEngine
+
+NO_ACTIVATED = (
+    "vLLM has no activated adapters: run mode 'activated' with engine 'torch', or mode 'exact' with 'vllm'"
+)
+_FORCED = "ttsi_forced"
+_FOLDER = "ttsi-adapters-"  # and the process that wrote it
+_CPU_CACHE = 512 << 20  # bytes of key-value cache on a CPU, or as much more as one context window takes
+_CPU_BLOCK = 32  # tokens of a cache block there; prompts share whole blocks
+_MOST_ADAPTERS = 16  # in one pass; with more, requests wait for each other
+
+Asked = tuple[Sequence[int], SamplingParams, LoRARequest | None]
+"""What vLLM is asked for: the ids of a prompt, how to go on, and under which adapter."""
+
+
+class ForcedTokens(LogitsProcessor):  # type: ignore[misc]
+    """Makes a request's reply the token ids in its `extra_args`; what vLLM reports of them is the scores.
+
+    Runs in vLLM's own process. The reported log-probabilities are raw, hence untouched by this.
+    """
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        self.device = device
+        self.rows: dict[int, tuple[Sequence[int], list[int]]] = {}
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        process_dict_updates(self.rows, batch_update, self._row)
+
+    @staticmethod
+    def _row(
+        params: SamplingParams, prompt: Sequence[int] | None, out: list[int]
+    ) -> tuple[Sequence[int], list[int]] | None:
+        forced = (params.extra_args or {}).get(_FORCED)
+        return (forced, out) if forced else None
+
+    def apply(self, logits: Tensor) -> Tensor:
+        # A prompt that is read in several passes is asked for tokens that are then thrown away.
+        due = {row: forced[min(len(out), len(forced) - 1)] for row, (forced, out) in self.rows.items()}
+        if due:
+            rows = torch.tensor(list(due), device=self.device)
+            logits[rows] = -math.inf
+            logits[rows, torch.tensor(list(due.values()), device=self.device)] = 0.0
+        return logits
+
+
+class VllmEngine:
+    """An `Engine` over vLLM, with a `TorchEngine` of the same model beside it for training and embedding.
+
+    folder: a model folder (config, tokenizer, safetensors).
+    dtype: "auto", "float32" or "bfloat16"; vLLM rounds adapters to it, torch trains them in float32.
+    gpu_memory_utilization: the share of a GPU's memory that vLLM takes; the rest is left to training and to
+        other engines. On a CPU the key-value cache has a fixed size.
+    rank: of the largest adapter to serve. threads: of each of the two engines on a CPU.
+    vLLM starts processes of its own, so a script that makes one needs `if __name__ == "__main__":`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        name: str | None = None,
+        dtype: str = "auto",
+        gpu_memory_utilization: float = 0.5,
+        rank: int = 8,
+        threads: int | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.name = name or self.folder.name
+        self.dtype = native_dtype() if dtype == "auto" else dtype
+        self.gpu_memory_utilization = gpu_memory_utilization
+        self.rank = rank
+        self.threads = threads
+        self.chat = Chat(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+        self.config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        self.context: int = self.config.max_position_embeddings
+        self._llm: LLM | None = None
+        self._started = False
+        self._failed: EngineError | None = None
+        self._loads = 0
+        self.prompt_tokens = self.cached_tokens = 0
+        """Tokens of all prompts so far, and those of them that the prefix cache already held."""
+
+    # --- vLLM's processes -------------------------------------------------------------------------------
+
+    @property
+    def llm(self) -> LLM:
+        """vLLM, started if it isn't running. If its first start fails, EngineError now and ever after."""
+        if self._failed is not None:
+            raise self._failed
+        if self._llm is None:
+            try:
+                self._llm = self._start()
+            except Exception as error:
+                failed = EngineError(f"vLLM could not be started: {error}")
+                self._failed = None if self._started else failed
+                raise failed from error
+            self._started = True
+        return self._llm
+
+    def _start(self) -> LLM:
+        _sweep()
+        settings: dict[str, Any] = {"gpu_memory_utilization": self.gpu_memory_utilization}
+        if not torch.cuda.is_available():
+            settings = {
+                "kv_cache_memory_bytes": max(_CPU_CACHE, self.context * self._token_bytes() * 9 // 8),
+                "block_size": _CPU_BLOCK,
+                # Prompts in one piece: what is drawn behind a piece is thrown away, and vLLM dies of the
+                # attempt to wind a CPU's generator back.
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": self.context,
+            }
+        threads = str(self.threads or os.environ.get("OMP_NUM_THREADS") or os.cpu_count())
+        with _environment(OMP_NUM_THREADS=threads):
+            return LLM(
+                str(self.folder),
+                skip_tokenizer_init=True,
+                trust_remote_code=False,
+                load_format="safetensors",
+                generation_config="vllm",  # none of the model's own habits of decoding
+                dtype=self.dtype,
+                max_model_len=self.context,
+                enable_prefix_caching=True,
+                enable_lora=True,
+                max_lora_rank=next(r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= self.rank),
+                max_loras=_MOST_ADAPTERS,
+                logprobs_mode="raw_logprobs",
+                logits_processors=[f"{__name__}:{ForcedTokens.__name__}"],
+                async_scheduling=False,  # which token is forced depends on how many were read
+                **settings,
+            )
+
+    def _token_bytes(self) -> int:
+        """Bytes of one token's keys and values."""
+        c = self.config
+        dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        width = 2 if self.dtype == "bfloat16" else 4
+        return int(2 * c.num_hidden_layers * c.num_key_value_heads * dim * width)
+
+    def close(self) -> None:
+        """Ends vLLM's processes; the next request starts them again."""
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            llm.llm_engine.engine_core.shutdown()
+            multiprocessing.active_children()  # takes leave of those that have ended
+
+    def _ask(self, asked: Sequence[Asked]) -> list[Any]:
+        """What vLLM adds to each prompt: token ids and their raw log-probabilities, in one call.
+
+        After any failure vLLM is ended: what it was still at must not mix with the next request's replies.
+        """
+        llm = self.llm
+        try:
+            done = llm.generate(
+                [{"prompt_token_ids": list(ids)} for ids, _, _ in asked],
+                [params for _, params, _ in asked],
+                lora_request=[lora for _, _, lora in asked],
+                use_tqdm=False,
+            )
+        except Exception as error:
+            self.close()
+            raise EngineError(f"vLLM failed: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+        self.prompt_tokens += sum(len(row.prompt_token_ids) for row in done)
+        self.cached_tokens += sum(row.num_cached_tokens or 0 for row in done)
+        return [row.outputs[0] for row in done]
+
+    # --- tokens -----------------------------------------------------------------------------------------
+
+    def encode(self, prompt: Prompt, *, reply: str | None = None) -> Encoded:
+        """Token ids of a prompt, with the ends of its shared prefix and of its history."""
+        return self.chat.encode(prompt, reply=reply)
+
+    def fits(self, prompt: Prompt, max_tokens: int) -> bool:
+        """Whether the prompt and a reply of `max_tokens` fit into the context window."""
+        return len(self.encode(prompt).ids) + max_tokens <= self.context
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """Token ids of plain text."""
+        return tuple(self.chat.continuation("", text)[0])
+
+    # --- scoring ----------------------------------------------------------------------------------------
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        opening: str,
+        continuations: Sequence[Sequence[str]],
+        upto: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[Scored]]:
+        """Token log-probabilities of each prompt's continuations of `opening`, all in one call.
+
+        Every continuation is a request of its own whose reply is forced: the prompt comes from the prefix
+        cache, which vLLM's own `prompt_logprobs` goes past.
+        """
+        limits = upto or [[len(text) for text in group] for group in continuations]
+        asked: list[Asked] = []
+        parts: list[list[tuple[str, list[int], list[int]]]] = []
+        for prompt, group, whole in zip(prompts, continuations, limits, strict=True):
+            before, row = self.encode(prompt).ids, []
+            for text, limit in zip(group, whole, strict=True):
+                ids, own, ends = self.chat.continuation(opening, text)
+                # Up to the first token that reaches the limit, with all tokens of a character cut in bytes.
+                last = next((end for end in ends if end >= limit), len(text))
+                count = sum(end <= last for end in ends)
+                forced = ids[own : own + count]
+                if len(before) + own + count > self.context:
+                    raise TooLong(
+                        f"{len(before) + own + count} tokens to score, "
+                        f"but the context window holds {self.context}"
+                    )
+                if forced:
+                    params = SamplingParams(
+                        temperature=0.0,
+                        max_tokens=count,
+                        logprobs=0,
+                        ignore_eos=True,
+                        detokenize=False,
+                        extra_args={_FORCED: forced},
+                    )
+                    asked.append(([*before, *ids[:own]], params, None))
+                row.append((text, forced, ends[:count]))
+            parts.append(row)
+        done = iter(self._ask(asked) if asked else [])
+        return [
+            [
+                Scored(text, _followed(next(done), forced) if forced else (), tuple(ends))
+                for text, forced, ends in row
+            ]
+            for row in parts
+        ]
+
+    # --- generation -------------------------------------------------------------------------------------
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Generation]]:
+        """`sampling.n` replies per request, decoded together, each row under its own adapter.
+
+        Drafts are not used. Raises TooLong if a prompt and its reply exceed the context window, EngineError
+        if vLLM fails, ValueError for an adapter that vLLM can't serve.
+        """
+        if not requests:
+            return []
+        prompts = []
+        for request in requests:
+            ids = [*self.encode(request.prompt).ids]
+            ids += self.chat.continuation("", request.opening)[0] if request.opening else []
+            prompts.append(ids)
+        longest = max(map(len, prompts)) + sampling.max_tokens
+        if longest > self.context:
+            raise TooLong(f"{longest} tokens asked for, but the context window holds {self.context}")
+        with self._loaded([r.adapter for r in requests]) as loras:
+            asked = [
+                (ids, self._params(request.seed, k, sampling), lora)
+                for request, ids, lora in zip(requests, prompts, loras, strict=True)
+                for k in range(sampling.n)
+            ]
+            done = iter(self._ask(asked))
+        return [
+            [self._reply(request, next(done), len(ids)) for _ in range(sampling.n)]
+            for request, ids in zip(requests, prompts, strict=True)
+        ]
+
+    def _params(self, seed: int, k: int, sampling: Sampling) -> SamplingParams:
+        """How the k-th reply to a request is decoded; each has a seed of its own, the same as under torch."""
+        drawn = sampling.temperature > 0
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p if drawn else 1.0,
+            top_k=sampling.top_k if drawn else 0,
+            repetition_penalty=sampling.repetition_penalty,
+            seed=(seed + k * 0x9E3779B97F4A7C15) % (1 << 63) if drawn else None,
+            max_tokens=sampling.max_tokens,
+            stop_token_ids=sorted(self.chat.stop_ids),
+            logprobs=0,
+            detokenize=False,
+        )
+
+    def _reply(self, request: Request, done: Any, prompt_tokens: int) -> Generation:
+        out, log_probs = tuple(done.token_ids), _log_probs(done)
+        if request.adapter is None and not all(map(math.isfinite, log_probs)):
+            raise EngineError("a reply's log-probability is not a finite number")
+        text = request.opening + self.chat.decode(out)
+        return Generation(text, out, log_probs, done.finish_reason == "stop", prompt_tokens)
+
+    # --- adapters ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _loaded(self, adapters: Sequence[Adapter | None]) -> Iterator[list[LoRARequest | None]]:
+        """Within the block vLLM can answer under these adapters; after it, neither it nor any file has them.
+
+        Names, numbers and folders are used once: vLLM keeps what it cached of a prompt by them, so that no
+        two adapters ever share any of it.
+        """
+        distinct = {id(a): a for a in adapters if a is not None}
+        for adapter in distinct.values():
+            if adapter.settings.mode == "activated":
+                raise ValueError(NO_ACTIVATED)
+            if adapter.settings.rank > self.rank:
+                raise ValueError(
+                    f"an adapter of rank {adapter.settings.rank}, but the engine serves up to {self.rank}"
+                )
+        if not distinct:
+            yield [None] * len(adapters)
+            return
+        folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=_memory()))
+        loras: dict[int, LoRARequest] = {}
+        try:
+            for key, adapter in distinct.items():
+                self._loads += 1
+                name = f"ttsi-{self._loads}"
+                self._write(adapter, folder / name)
+                loras[key] = LoRARequest(name, self._loads, str(folder / name))
+            yield [None if a is None else loras[id(a)] for a in adapters]
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._forget(loras.values())
+
+    def _forget(self, loras: Iterable[LoRARequest]) -> None:
+        """Evicts the adapters; a vLLM that can't even do that is ended."""
+        try:
+            for lora in loras:
+                if self._llm is not None:  # else it ended, and they with it
+                    self._llm.llm_engine.remove_lora(lora.lora_int_id)
+        except Exception:
+            self.close()
+
+    def _write(self, adapter: Adapter, folder: Path) -> None:
+        try:
+            self.lora.save(adapter, folder, base_model=self.name, invocation=())
+        except (OSError, SafetensorError) as error:
+            raise EngineError(f"an adapter could not be written to {folder.parent}: {error}") from error
+
+    # --- training and embedding, by torch ---------------------------------------------------------------
+
+    @cached_property
+    def training(self) -> TorchEngine:
+        """The torch engine that trains and embeds, loaded on first use."""
+        from ttsi.engines.torch import TorchEngine
+
+        return TorchEngine(self.folder, name=self.name, dtype=self.dtype, threads=self.threads, pack=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.training.device
+
+    @property
+    def lora(self) -> LoraLayers:
+        return self.training.lora
+
+    def training_pass(self, rows: Any, starts: Any, prefixes: Any) -> Tensor:
+        """As `TorchEngine.training_pass`; an adapter that begins behind a prefix is an activated one."""
+        if prefixes is not None:
+            raise ValueError(NO_ACTIVATED)
+        return self.training.training_pass(rows, starts, None)
+
+    def prefix(self, ids: tuple[int, ...]) -> Any:
+        """Nothing that vLLM keeps can be had: only activated adapters would train behind it."""
+        raise ValueError(NO_ACTIVATED)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """As `TorchEngine.head`."""
+        return self.training.head(hidden)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """As `TorchEngine.embed`."""
+        return self.training.embed(texts)
+
+    def outside_failures(self) -> AbstractContextManager[None]:
+        """As `TorchEngine.outside_failures`: around training and embedding."""
+        return self.training.outside_failures()
+
+
+def _log_probs(done: Any) -> tuple[float, ...]:
+    return tuple(step[token].logprob for token, step in zip(done.token_ids, done.logprobs, strict=True))
+
+
+def _followed(done: Any, forced: Sequence[int]) -> tuple[float, ...]:
+    """The log-probabilities of a forced reply. Raises EngineError if vLLM said anything else."""
+    if list(done.token_ids) != list(forced):
+        raise EngineError("vLLM did not follow the tokens to score: its version is not the one pinned")
+    return _log_probs(done)
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Within the block these variables are set: what vLLM's processes start with."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _memory() -> Path:
+    """Where adapters lie while vLLM reads them: in memory where the system offers a place there."""
+    shared = Path("/dev/shm")
+    return shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def _sweep() -> None:
+    """Removes the adapters that killed processes left in memory."""
+    for folder in _memory().glob(f"{_FOLDER}*"):
+        owner = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        if not Path("/proc", owner).exists():  # vLLM runs on Linux only
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+__all__ = ["NO_ACTIVATED", "ForcedTokens", "VllmEngine"]
