@@ -17,7 +17,7 @@ export PYTHONWARNINGS ?= ignore:IProgress not found
 export TTSI_ARGS = $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce figures export plan notebook lab fetch test test-faults test-soak bench lint clean
+.PHONY: help setup reproduce figures export plan notebook lab fetch test test-faults test-soak ray test-ray test-vllm bench lint clean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=cpu|cpu-full|smoke]"
@@ -57,6 +57,22 @@ test: setup ## all tests
 
 test-faults: setup ## real processes killed, starved and fed damaged files; writes docs/reliability.md
 	@TTSI_LEDGER=docs $(PY) -m pytest tests/faults
+
+ray: .venv/.ray ## Ray beside the pinned packages: what `executor: ray` needs
+
+.venv/.ray: .venv/.complete requirements-ray.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-input --no-deps --require-hashes -r requirements-ray.lock
+	@touch $@
+
+test-ray: ray ## a study on a Ray cluster: the same records, whatever is killed on the way
+	@$(PY) -m pytest tests/ray
+
+.venv-vllm/.complete: requirements-vllm.lock pyproject.toml tools/vllm.sh
+	@tools/vllm.sh
+	@touch $@
+
+test-vllm: .venv-vllm/.complete ## vLLM in .venv-vllm: the engine's contract, parity with torch, its server as a teacher
+	@.venv-vllm/bin/python -m pytest tests/vllm
 
 test-soak: setup ## hundreds of adaptations in one process (half an hour); writes docs/reliability.md
 	@TTSI_LEDGER=docs $(PY) -m pytest -s tests/soak

@@ -34,6 +34,21 @@ def test_the_first_result_stays_and_an_error_gives_way(tmp_path: Path) -> None:
     assert rows["b-1"].value == "1" and rows["b-2"] == Row("b-2", "ok", "3", 0, 1)
 
 
+def test_rows_of_another_context_say_so(tmp_path: Path) -> None:
+    """One open file, one run row per context, and everyone reads everyone's rows."""
+    store = Store(tmp_path / "s.sqlite", {"model": "m"})
+    put(store, Row("b-1", "ok", "1", 0, 1))
+    other = store.under({"model": "n"})
+    assert other is store.under({"model": "n"}) and store is store.under({"model": "m"})
+    put(other, Row("b-2", "ok", "2", 0, 1), Row("b-1", "ok", "3", 0, 1))
+    put(store, Row("b-3", "ok", "3", 0, 1))
+    rows = Store(tmp_path / "s.sqlite").get("answer", SETTINGS, "b", 0, ["b-1", "b-2", "b-3"])
+    assert {i: r.value for i, r in rows.items()} == {"b-1": "1", "b-2": "2", "b-3": "3"}
+    query = "SELECT sample, json_extract(context, '$.model') FROM result JOIN run ON run.id = result.run"
+    with sqlite3.connect(tmp_path / "s.sqlite") as db:
+        assert dict(db.execute(query)) == {"b-1": "m", "b-2": "n", "b-3": "m"}
+
+
 def test_a_batch_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
     store = Store(tmp_path / "s.sqlite")
     with pytest.raises(StoreError, match=r"s\.sqlite"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 import re
@@ -23,6 +24,7 @@ from ttsi.arms import ARMS
 from ttsi.config import load_profile
 from ttsi.engines.base import EngineError
 from ttsi.stages import StoredStages
+from ttsi.store import Row
 from ttsi.study import Study
 from ttsi.types import Gold, Query, Sample
 
@@ -91,6 +93,25 @@ def test_what_was_not_run_is_no_failure(runs: Path) -> None:
     rows = study.records()
     assert set(rows.arm) == {"base"}
     assert (rows.status == "ok").all()
+
+
+def test_a_variants_rows_name_its_own_model(runs: Path) -> None:
+    variants = {"larger": {"model": "smollm2-135m"}, "half": {"dtype": "bfloat16"}, "k2": {"k": 2}}
+    study = Study("smoke", **{**METHOD, "variants": variants})
+    for n, part in enumerate([study, *map(study.variant, variants), study.variant("larger")]):
+        part.store.put("answer", {}, "fixture", 0, [Row(f"f-{n}", "ok", "[]", 0.0, 1)])
+    with sqlite3.connect(study.store.path) as db:
+        made = db.execute("SELECT sample, context FROM result JOIN run ON run.id = run ORDER BY 1").fetchall()
+        assert db.execute("SELECT count(*) FROM run").fetchone() == (3,)
+    told = [json.loads(context) for _, context in made]
+    assert [(c["model"], c["dtype"]) for c in told] == [
+        ("tiny", "float32"), ("smollm2-135m", "float32"), ("tiny", "bfloat16"), ("tiny", "float32"),
+        ("smollm2-135m", "float32"),
+    ]  # fmt: skip
+    assert len({c["machine"] for c in told}) == 1
+    assert set(study.store.get("answer", {}, "fixture", 0, [f"f-{n}" for n in range(5)])) == {
+        f"f-{n}" for n in range(5)
+    }
 
 
 def test_half_a_group_is_no_result(runs: Path) -> None:

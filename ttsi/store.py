@@ -8,6 +8,7 @@ computed again by the next run.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import sqlite3
@@ -79,6 +80,7 @@ class Store:
         self._source = source
         self._run: int | None = None
         self._told: set[tuple[Any, ...]] = set()
+        self._others: dict[str, Store] = {self._context: self}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
@@ -96,6 +98,14 @@ class Store:
                 f"the store {path} is damaged ({' '.join(found.split())}): restore a copy, or move it away "
                 "and the next run starts a new one"
             )
+
+    def under(self, context: Mapping[str, Any]) -> Store:
+        """This store, open once, for rows that another context made: another model's, say."""
+        text = json.dumps(dict(context), sort_keys=True)
+        if text not in self._others:
+            self._others[text] = other = copy.copy(self)
+            other._context, other._run = text, None
+        return self._others[text]
 
     def close(self) -> None:
         """Closes the file; what was put before is safe."""

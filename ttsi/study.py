@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +30,11 @@ from ttsi.store import Store
 from ttsi.types import Query, Sample, Synthesis
 
 if TYPE_CHECKING:
+    from ttsi.executor import RayExecutor
     from ttsi.results import Results
 
+Selection = tuple[str, Mode | None, str, int]
+"""What is run of an arm: (arm, mode, inference, size of its pool or 0)."""
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scikit-learn", "papermill")
 
 
@@ -49,15 +52,20 @@ def open_study(profile: str, source: str | Path | None = None, **overrides: Any)
 class Study:
     """One profile's run: its samples, its store, its models (loaded when first needed)."""
 
-    def __init__(self, profile: Profile | str, *, of: Study | None = None, **overrides: Any) -> None:
+    def __init__(
+        self, profile: Profile | str, *, of: Study | None = None, store: Store | None = None, **overrides: Any
+    ) -> None:
         self.profile = load_profile(profile, **overrides) if isinstance(profile, str) else profile
         self.dtype = native_dtype() if self.profile.dtype == "auto" else self.profile.dtype
         self.variant_name = ""
-        self.store: Store = of.store if of else Store(self.folder / "store.sqlite", self.context)
+        self._of = of
+        if store is None:
+            # A variant's rows are its own model's, whoever opened the file.
+            store = of.store.under(self.context) if of else Store(self.folder / "store.sqlite", self.context)
+        self.store: Store = store
         self.missing: dict[str, str] = {}
         self.lacking: dict[tuple[str, str], str] = {}
         """(benchmark, arm) → why it can't be run there, e.g. no training split."""
-        self._of = of
         self._samples: dict[tuple[str, int], list[Sample]] = {}
 
     @property
@@ -115,7 +123,8 @@ class Study:
     @cached_property
     def engine(self) -> Any:
         """The model, loaded on first use; a variant of the same model uses its study's."""
-        if self._of and (self.profile.model, self.dtype) == (self._of.profile.model, self._of.dtype):
+        ours = (self.profile.model, self.dtype, self.profile.engine)
+        if self._of and ours == (self._of.profile.model, self._of.dtype, self._of.profile.engine):
             return self._of.engine
         return self._load(self.profile.model)
 
@@ -132,9 +141,37 @@ class Study:
         return self.engine if teacher == self.profile.model else self._load(teacher)
 
     def _load(self, model: str) -> Any:
-        from ttsi.engines.torch import TorchEngine
+        p = self.profile
+        if p.engine == "torch":
+            from ttsi.engines.torch import TorchEngine
 
-        return TorchEngine(model_dir(model), name=model, dtype=self.dtype, threads=self.profile.threads)
+            return TorchEngine(model_dir(model), name=model, dtype=self.dtype, threads=p.threads)
+        try:
+            from ttsi.engines.vllm import VllmEngine
+        except ImportError as error:
+            raise ValueError(
+                "engine vllm needs vLLM, which is not in this environment: `make test-vllm` makes one, "
+                f"and `make reproduce PROFILE={p.name} PY=.venv-vllm/bin/python` runs in it"
+            ) from error
+        return VllmEngine(
+            model_dir(model),
+            name=model,
+            dtype=self.dtype,
+            gpu_memory_utilization=p.gpu_memory_utilization,
+            rank=max(s.rank for s in (p, *map(p.variant, p.variants))),
+            threads=p.threads,
+        )
+
+    @cached_property
+    def executor(self) -> RayExecutor | None:
+        """Who computes in place of this process; None = nobody. A variant's is its study's."""
+        if self._of:
+            return self._of.executor
+        if self.profile.executor == "local":
+            return None
+        from ttsi.executor import RayExecutor
+
+        return RayExecutor(self)
 
     def release(self) -> None:
         """Lets go of the teacher's memory, and for a variant with a model of its own of that model's."""
@@ -146,8 +183,13 @@ class Study:
     @cached_property
     def context(self) -> dict[str, Any]:
         """What a reader needs to know to trust or repeat a row: versions, commit, machine."""
+        if self._of:
+            return {**self._of.context, "model": self.profile.model, "dtype": self.dtype}
         versions = {"ttsi": __version__, "python": platform.python_version()}
-        for package in _PACKAGES:
+        packages = list(_PACKAGES)
+        if self.profile.engine == "vllm":  # each of its builds has a name of its own
+            packages += importlib.metadata.packages_distributions().get("vllm", ["vllm"])
+        for package in packages:
             try:
                 versions[package] = importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:
@@ -185,81 +227,85 @@ class Study:
         need nothing but the group, so that they share what the engine keeps of its prompts; then the others.
         """
         self._check(arms)
+        if self.executor:
+            return self.executor.run(self, arms, benchmarks)
         try:
             for benchmark in benchmarks or self.profile.benchmarks:
                 for seed in self.profile.seeds:
                     chosen = list(self.selections(arms, benchmark, seed))
                     self._run_groups([c for c in chosen if not ARMS[c[0]].whole], benchmark, seed)
-                    for arm, mode, inference, size in chosen:
-                        if ARMS[arm].whole:
-                            self._outcomes(arm, mode, inference, benchmark, seed, True, size)
+                    queries = [s.query for s in self.samples(benchmark, seed)]
+                    for selection in chosen:
+                        if ARMS[selection[0]].whole:
+                            self.play(selection, queries, benchmark, seed, True)
         finally:
             self.release()
 
-    def _run_groups(
-        self, chosen: Sequence[tuple[str, Mode | None, str, int]], benchmark: str, seed: int
-    ) -> None:
+    def _run_groups(self, chosen: Sequence[Selection], benchmark: str, seed: int) -> None:
         queries = [s.query for s in self.samples(benchmark, seed)]
-        todo = [c for c in chosen if not self._complete(c, queries, benchmark, seed)]
+        todo = [c for c in chosen if not self.play(c, queries, benchmark, seed, False)]
         size = self.profile.batch
         groups = [queries[i : i + size] for i in range(0, len(queries), size)]
         label = f"{benchmark} {' '.join(dict.fromkeys(c[0] for c in todo))}"
         for group in tqdm(groups, desc=label, unit="batch", disable=not todo):
-            for arm, mode, inference, pool_size in todo:
-                self._outcomes(arm, mode, inference, benchmark, seed, True, pool_size, group)
+            for selection in todo:
+                self.play(selection, group, benchmark, seed, True)
 
-    def _complete(
-        self, chosen: tuple[str, Mode | None, str, int], queries: Sequence[Query], benchmark: str, seed: int
+    def play(
+        self, chosen: Selection, queries: Sequence[Query], benchmark: str, seed: int, compute: bool
     ) -> bool:
-        """Whether an arm's results are all stored; computes nothing."""
+        """Whether all of an arm's results for the queries were stored; with `compute` they are now."""
         arm, mode, inference, size = chosen
-        stages = StoredStages(self, benchmark, seed, inference, False, arm)
+        stages = StoredStages(self, benchmark, seed, inference, compute, arm)
         arms.play(arm, stages, queries, self.setting(mode, seed, size), self._by_id(benchmark, seed))
         return stages.complete
 
     def score(self, benchmarks: Sequence[str] | None = None) -> None:
         """Computes what the estimators lack: base answers, H's scores, and what the profile asks beyond."""
-        for benchmark in benchmarks or self.profile.benchmarks:
-            wanted = self.profile.estimators_of(benchmark)
-            for seed in self.profile.seeds:
-                queries = [s.query for s in self.samples(benchmark, seed)]
+        if self.executor:
+            return self.executor.score(self, benchmarks)
+        for benchmark, seed, queries, stages in self._each(benchmarks):
+            done = self.play_scores(queries, benchmark, seed, False)
+            groups = stages.groups(queries)
+            for group in tqdm(groups, desc=f"{benchmark} scores", unit="batch", disable=done):
+                self.play_scores(group, benchmark, seed, True)
 
-                def ask(group: Sequence[Query], direct: StoredStages, voted: StoredStages) -> None:
-                    direct.answer(group)
-                    direct.score(group)
-                    if "whole" in wanted:  # noqa: B023 - called within the loop
-                        direct.scored(group, "name+opening")
-                        direct.whole(group)
-                    if "votes" in wanted:  # noqa: B023
-                        voted.answer(group)
-
-                if not queries:
-                    continue
-                probes = [StoredStages(self, benchmark, seed, i, False) for i in ("direct", "majority")]
-                ask(queries, *probes)
-                direct, voted = (StoredStages(self, benchmark, seed, i, True) for i in ("direct", "majority"))
-                done = all(probe.complete for probe in probes)
-                groups = direct.groups(queries)
-                for group in tqdm(groups, desc=f"{benchmark} scores", unit="batch", disable=done):
-                    ask(group, direct, voted)
+    def play_scores(self, queries: Sequence[Query], benchmark: str, seed: int, compute: bool) -> bool:
+        """Like `play`, for what `score` computes."""
+        wanted = self.profile.estimators_of(benchmark)
+        direct, voted = (StoredStages(self, benchmark, seed, i, compute) for i in ("direct", "majority"))
+        direct.answer(queries)
+        direct.score(queries)
+        if "whole" in wanted:
+            direct.scored(queries, "name+opening")
+            direct.whole(queries)
+        if "votes" in wanted:
+            voted.answer(queries)
+        return direct.complete and voted.complete
 
     def embed(self, benchmarks: Sequence[str] | None = None) -> None:
         """Computes where the questions, and those written after them, lie in the model's hidden states."""
-        for benchmark, seed, queries, stages in self._each(benchmarks, compute=True):
-            stages.embeddings(queries, synthetic=False)
-            kept = self.examples(benchmark, seed)
-            written = [q for q in queries if q.id in kept and not kept[q.id].failed]
-            stages.embeddings(written, synthetic=True)
+        if self.executor:
+            return self.executor.embed(self, benchmarks)
+        for benchmark, seed, queries, _ in self._each(benchmarks):
+            self.play_embeddings(queries, benchmark, seed, True)
+
+    def play_embeddings(self, queries: Sequence[Query], benchmark: str, seed: int, compute: bool) -> bool:
+        """Like `play`, for what `embed` computes."""
+        stages = StoredStages(self, benchmark, seed, "direct", compute)
+        stages.embeddings(queries, synthetic=False)
+        kept = self.examples(benchmark, seed)
+        written = [q for q in queries if q.id in kept and not kept[q.id].failed]
+        stages.embeddings(written, synthetic=True)
+        return stages.complete
 
     def _check(self, names: Sequence[str] | None) -> None:
         for arm in [*(names or []), *self.profile.arm_names]:
             if arm not in ARMS:
                 raise ValueError(f"no arm {arm!r}; there are {', '.join(ARMS)}")
 
-    def selections(
-        self, names: Sequence[str] | None, benchmark: str, seed: int
-    ) -> Iterator[tuple[str, Mode | None, str, int]]:
-        """(arm, mode, inference, size of its pool or 0) of what can be run, in the order in which it runs."""
+    def selections(self, names: Sequence[str] | None, benchmark: str, seed: int) -> Iterator[Selection]:
+        """What can be run, in the order in which it runs."""
         self._check(names)
         p = self.profile
         own = [a for a in p.arms_of(benchmark) if names is None or a in names]
@@ -299,21 +345,13 @@ class Study:
     def _by_id(self, benchmark: str, seed: int) -> dict[str, Sample]:
         return {s.id: s for s in self.samples(benchmark, seed)}
 
-    def _outcomes(
-        self,
-        arm: str,
-        mode: Mode | None,
-        inference: str,
-        benchmark: str,
-        seed: int,
-        compute: bool,
-        size: int = 0,
-        queries: Sequence[Query] | None = None,
-    ) -> list[Outcome]:
+    def _outcomes(self, chosen: Selection, benchmark: str, seed: int) -> list[Outcome]:
+        arm, mode, inference, size = chosen
         samples = self._by_id(benchmark, seed)
-        asked = [s.query for s in samples.values()] if queries is None else queries
-        stages = StoredStages(self, benchmark, seed, inference, compute, arm)
-        return arms.play(arm, stages, asked, self.setting(mode, seed, size), samples)
+        stages = StoredStages(self, benchmark, seed, inference, False, arm)
+        return arms.play(
+            arm, stages, [s.query for s in samples.values()], self.setting(mode, seed, size), samples
+        )
 
     # --- reading ----------------------------------------------------------------------------------------
 
@@ -327,12 +365,9 @@ class Study:
         for benchmark in self.profile.benchmarks:
             for seed in self.profile.seeds:
                 samples = self._by_id(benchmark, seed)
-                for arm, mode, inference, size in self.selections(arms, benchmark, seed):
-                    done = self._outcomes(arm, mode, inference, benchmark, seed, False, size)
-                    rows += [
-                        frames.record(self, samples[o.id], o, arm, mode, inference, seed)
-                        for o in self._ran(arm, done)
-                    ]
+                for chosen in self.selections(arms, benchmark, seed):
+                    done = self._ran(chosen[0], self._outcomes(chosen, benchmark, seed))
+                    rows += [frames.record(self, samples[o.id], o, *chosen[:3], seed) for o in done]
         return frames.outcomes_frame(rows, frames.RECORDS)
 
     def _ran(self, arm: str, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -392,13 +427,13 @@ class Study:
         return {i: d.value for i, d in done.items() if d.value is not None}
 
     def _each(
-        self, benchmarks: Sequence[str] | None = None, compute: bool = False
+        self, benchmarks: Sequence[str] | None = None
     ) -> Iterator[tuple[str, int, list[Query], StoredStages]]:
-        """Every benchmark and seed that can be had, with its queries and stages."""
+        """Every benchmark and seed that can be had, with its queries and stages, which compute nothing."""
         for benchmark in benchmarks or self.profile.benchmarks:
             for seed in self.profile.seeds:
                 if queries := [s.query for s in self.samples(benchmark, seed)]:
-                    yield benchmark, seed, queries, StoredStages(self, benchmark, seed, "direct", compute)
+                    yield benchmark, seed, queries, StoredStages(self, benchmark, seed, "direct", False)
 
     def export(self, folder: str | Path) -> Path:
         """The folder, now holding this run and its variants, ready to be committed: see `results`."""
@@ -410,10 +445,14 @@ class Study:
 
 
 def _commit() -> str:
-    root = Path(__file__).resolve().parent.parent
+    """This code's commit, `-dirty` where what computes differs from it; figures it replaces don't count."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent.parent)]
+    ask = partial(subprocess.run, capture_output=True, text=True, timeout=10)
     try:
-        run = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(run, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        name = ask([*git, "describe", "--always", "--abbrev=12"], check=True).stdout.strip()
+        code = ("ttsi", "notebooks", "profiles")
+        changed = ask([*git, "status", "--porcelain", "--", *code], check=True).stdout
+        return f"{name}-dirty" if changed else name
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
