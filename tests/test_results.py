@@ -88,6 +88,22 @@ def test_the_frames_come_back_as_they_were(
     assert study.context["commit"] in back.header() and "nothing computed here" in back.header()
 
 
+def test_the_texts_that_were_exported_are_shown(
+    study: Study, folder: Path, secret: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrote, twice = study.examples("fixture"), study.variant("k2").examples("fixture")
+    monkeypatch.setattr(benchmarks, "load", lambda *_, **__: pytest.fail("a benchmark was read"))
+    assert read(folder).examples("fixture") == wrote
+    assert any(s.failed for s in wrote.values()) and not all(s.failed for s in wrote.values())
+    assert read(folder).variant("k2").examples("fixture") == twice != wrote
+    few = read(folder, n=3)
+    assert set(few.examples("fixture")) == set(wrote) & set(few.samples_frame()["sample"])
+    assert read(folder).examples("fixture", seed=1) == {} == read(folder).examples("bfcl")
+    shown = read(secret).variant("k2").examples("fixture")
+    assert shown.items() < twice.items(), "what was replaced by its SHA-256 is no text to show"
+    assert not any(e.question.startswith("sha256:") for s in shown.values() for e in s.examples)
+
+
 def test_an_export_is_small(folder: Path) -> None:
     assert (folder / "embeddings.parquet").stat().st_size < 100_000
     assert sum(p.stat().st_size for p in folder.iterdir()) < 500_000

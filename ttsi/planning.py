@@ -10,32 +10,63 @@ from typing import TYPE_CHECKING
 from ttsi import arms, pools
 from ttsi.arms import ARMS
 from ttsi.stages import StoredStages
+from ttsi.tables import paper
 from ttsi.types import Query
 
 if TYPE_CHECKING:
     from ttsi.study import Study
 
 RATES = {
-    "answer": 5.0,
-    "answer votes": 20.0,
-    "votes": 40.0,
-    "score": 2.0,
-    "whole": 15.0,
-    "example": 5.0,
-    "teacher answer": 15.0,
-    "teacher example": 15.0,
-    "shown": 6.0,
-    "adapted activated": 9.0,
-    "adapted exact": 18.0,
-    "shared activated": 5.0,
-    "shared exact": 8.0,
-    "fit activated": 1.5,
-    "fit exact": 4.0,
+    "answer": 8.0,
+    "answer votes": 10.0,
+    "votes": 20.0,
+    "score": 1.0,
+    "whole": 8.0,
+    "example": 10.0,
+    "teacher answer": 8.0,
+    "teacher example": 36.0,
+    "shown": 8.0,
+    "adapted activated": 13.0,
+    "adapted exact": 42.0,
+    "shared activated": 10.0,
+    "shared exact": 12.0,
+    "fit activated": 3.8,
+    "fit exact": 12.0,
 }
-"""Seconds per sample and stage with the 0.5B model, float32, 2 cores, SealTool-sized prompts; for `fit` per
-training sample and epoch, for the teacher's stages with the 1.5B model."""
-_RELATIVE_COST = {"tiny": 0.01, "smollm2-135m": 0.3, "qwen2.5-coder-1.5b": 3.0}
-_DISK_GB = {"tiny": 0.01, "smollm2-135m": 0.5, "qwen2.5-coder-0.5b": 2.5, "qwen2.5-coder-1.5b": 5.5}
+"""Seconds per sample and stage with the 0.5B model, float32, 2 cores without bfloat16 instructions, SealTool's
+prompts; for `fit` per training sample and epoch, for the teacher's stages with the 1.5B model. From a run of
+profile `cpu` that shared the machine; `shared exact` and `fit exact` are not measured."""
+GPU_RATES = {
+    "answer": paper.SECONDS["answer"],
+    "answer votes": 5 * paper.SECONDS["answer"],
+    "votes": 10 * paper.SECONDS["answer"],
+    "score": paper.SECONDS["h"],
+    "whole": 5 * paper.SECONDS["answer"],
+    "example": paper.SECONDS["g"],
+    "teacher answer": paper.SECONDS["answer"],
+    "teacher example": paper.SECONDS["g"],
+    "shown": paper.SECONDS["answer"],
+    "adapted exact": paper.SECONDS["t"] + paper.SECONDS["answer"],
+    "shared exact": paper.SECONDS["answer"],
+    "fit exact": paper.SFT_SECONDS / paper.SFT_SAMPLES / 3,
+}
+"""The same with a 1.5B model on one A40, one sample at a time: the paper's runtime table. Batches are faster;
+by how much has not been measured."""
+_RELATIVE_COST = {
+    "tiny": 0.01,
+    "smollm2-135m": 0.3,
+    "qwen2.5-coder-1.5b": 3.0,
+    "qwen2.5-1.5b": 3.0,
+    "qwen2.5-7b": 14.0,
+}
+_DISK_GB = {
+    "tiny": 0.01,
+    "smollm2-135m": 0.5,
+    "qwen2.5-coder-0.5b": 2.5,
+    "qwen2.5-coder-1.5b": 5.5,
+    "qwen2.5-1.5b": 3.1,
+    "qwen2.5-7b": 15.2,
+}
 _UNCERTAIN = 0.6
 _OWN = {"tt_si", "tt_si_all", "tt_si_certain", "random_subset", "self_consistency"}
 """Arms whose adapters are trained on the sample's own example: what one of them has done the others have."""
@@ -43,9 +74,13 @@ _OWN = {"tt_si", "tt_si_all", "tt_si_certain", "random_subset", "self_consistenc
 
 @dataclass
 class _Need:
-    """A stage: the samples it is for, those it has, seconds for each. `once`: one adapter for them all."""
+    """A stage: the samples it is for, those it has, seconds for each.
+
+    before: so many of them are planned elsewhere. once: one adapter for them all.
+    """
 
     rate: float
+    before: int = 0
     shares: set[str] = field(default_factory=set)
     stored: set[str] = field(default_factory=set)
     once: bool = False
@@ -61,7 +96,7 @@ class _Need:
 def plan(study: Study) -> str:
     """Stages × samples × seeds of a study and its variants, with minutes and disk, as text."""
     p, lines, seconds = study.profile, [], 0.0
-    planned: set[tuple[str, str, int, str]] = set()  # what a variant has in common with others counts once
+    planned: dict[tuple[str, str, int, str], int] = {}  # what a variant has in common with others counts once
     for part in (study, *map(study.variant, p.variants)):
         if part.variant_name:
             lines.append(f"  variant {part.variant_name}")
@@ -75,8 +110,8 @@ def plan(study: Study) -> str:
                     continue
                 total, uncertain, needs = _needs(part, benchmark, seed, queries, planned)
                 for stage, need in needs.items():
-                    asked = need.samples(total, uncertain)
-                    stored = min(len(need.stored), asked)
+                    asked = max(0, need.samples(total, uncertain) - need.before)
+                    stored = min(max(0, len(need.stored) - need.before), asked)
                     cost = (asked - stored) * need.rate
                     seconds += cost
                     lines.append(
@@ -89,9 +124,16 @@ def plan(study: Study) -> str:
         models[p.teacher] = None
     disk = sum(_DISK_GB.get(m, 1.5) for m in models)
     text = "\n".join(lines)
+    time = f"{seconds / 60:.0f} minutes"
+    if p.engine == "vllm":
+        time = f"{seconds / 3600:.0f} GPU-hours (at the paper's rates on an A40, one sample at a time)"
+    counts = ", ".join(f"{b} {'all' if n is None else n}" for b, n in p.benchmarks.items())
     return (
-        f"Plan of profile {p.name}: model {p.model} ({study.dtype}), arms {', '.join(p.arm_names)}\n{text}\n"
-        f"Estimated {seconds / 60:.0f} minutes after set-up and download; results: {study.store.path}\n"
+        f"Plan of profile {p.name}: engine {p.engine}, model {p.model} ({study.dtype}), "
+        f"teacher {p.teacher_name or 'none'}, arms {', '.join(p.arm_names)}, samples: {counts}, "
+        f"seeds {p.seeds}\n"
+        f"{text}\n"
+        f"Estimated {time} after set-up and download; results: {study.store.path}\n"
         f"Disk: about {disk:.1f} GB for the models and their cache, "
         f"{shutil.disk_usage('.').free / 1e9:.0f} GB free"
     )
@@ -102,7 +144,7 @@ def _needs(
     benchmark: str,
     seed: int,
     queries: Sequence[Query],
-    planned: set[tuple[str, str, int, str]],
+    planned: dict[tuple[str, str, int, str], int],
 ) -> tuple[int, float, dict[str, _Need]]:
     """(samples, how many of them are uncertain as far as is known, stages in the order they run)."""
     p = study.profile
@@ -117,17 +159,21 @@ def _needs(
         model = 1.0 if label.startswith("teacher") else _RELATIVE_COST.get(p.model, 1.0)
         if label.startswith("teacher") and isinstance(p.teacher, str):
             model = _RELATIVE_COST.get(p.teacher, 1.0) / _RELATIVE_COST["qwen2.5-coder-1.5b"]
-        rate = RATES[label.replace("+shown", "")] * model * weight * units
+        rates = RATES
+        if p.engine == "vllm":  # of a model three times as large
+            rates, model = GPU_RATES, model if label.startswith("teacher") else model / 3
+        rate = rates[label.replace("+shown", "")] * model * weight * units
         stage = label.replace("answer votes", "answer")
         learnt = (
             sorted(stages.settings.get("example", set())) if stage.startswith(("adapted", "shown")) else []
         )
         keys = {(name, benchmark, seed, "".join([k, *learnt])) for k in stages.settings.get(stage, set())}
         if name not in needs:
-            if not (new := keys - planned):
+            if not (new := {k for k in keys if planned.get(k, 0) < total}):
                 return
-            needs[name] = _Need(rate * len(new), once=share == "once")
-            planned.update(new)
+            before = max(planned.get(k, 0) for k in new)
+            needs[name] = _Need(rate * len(new), before, once=share == "once")
+            planned.update(dict.fromkeys(new, total))
         need = needs[name]
         need.shares.add(share)
         need.stored |= stages.stored(stage)
@@ -150,6 +196,12 @@ def _needs(
             elif inference != "direct":
                 continue  # had from the same adapters
             add(name, label, share, stages, units)
+    if not study.profile.arms_of(benchmark):  # H alone is asked for
+        stages = StoredStages(study, benchmark, seed, "direct", compute=False)
+        stages.answer(queries)
+        stages.score(queries)
+        add("answer", "answer", "all", stages)
+        add("score", "score", "all", stages)
     for extra in p.estimators_of(benchmark):
         votes = extra == "votes"
         stages = StoredStages(study, benchmark, seed, "majority" if votes else "direct", compute=False)

@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from pydantic import TypeAdapter
 
-from ttsi import benchmarks, frames, pools
+from ttsi import benchmarks, frames, pools, sources
 from ttsi.config import Profile
 from ttsi.downloads import say
-from ttsi.stages import REDACTED, prompts_hash
+from ttsi.models import model_hash
+from ttsi.stages import REDACTED, prompts_hash, together, writing
 from ttsi.store import Row, Store
-from ttsi.types import Sample
+from ttsi.synthesizer import copy_ratio
+from ttsi.types import Sample, Synthesis
 
 if TYPE_CHECKING:
     from ttsi.study import Study
@@ -35,8 +38,8 @@ QUOTE = 8
 """So many words in a row are a quotation."""
 ALIKE = 0.6
 """From this similarity on, a text is taken for its sample's question."""
-_TABLES = ("records", "scores", "examples", "embeddings", "samples")
 _STAGES = "stages.parquet"
+_SYNTHESIS = TypeAdapter(Synthesis)
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _SELECTING = {
     "benchmarks",
@@ -98,7 +101,8 @@ def _alike(text: str, question: str) -> bool:
     left, right = (" ".join(t.casefold().split())[:2000] for t in (text, question))
     matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
     # Each of the first two is an upper bound of the third, and far cheaper.
-    return all(ratio() >= ALIKE for ratio in (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio))
+    bounds = (matcher.real_quick_ratio, matcher.quick_ratio)
+    return all(bound() >= ALIKE for bound in bounds) and copy_ratio(text, question) >= ALIKE
 
 
 def _words(value: Any) -> Iterator[str]:
@@ -332,6 +336,27 @@ class Results:
     def examples_frame(self) -> pd.DataFrame:
         """One row per synthetic example, without its text."""
         return self._selected("examples")
+
+    def examples(self, benchmark: str, seed: int = 0) -> dict[str, Synthesis]:
+        """The synthetic examples of a benchmark by sample id, as far as their text was exported."""
+        p = self.profile
+        try:
+            model = model_hash(p.model)
+        except sources.Unavailable:  # a folder on the machine that ran it
+            return {}
+        dtype = self._about["context"]["dtype"] if p.dtype == "auto" else p.dtype
+        only = [("stage", "==", "example"), ("benchmark", "==", benchmark), ("seed", "==", seed)]
+        rows = pd.read_parquet(self.folder / _STAGES, filters=only)
+        of = {"model": model, "dtype": dtype, "engine": p.engine}
+        wanted = [{**of, **writing(p, index)} for index in range(p.k)]
+        found: dict[str, dict[int, Synthesis]] = {}
+        for settings, sample, value in zip(rows["settings"], rows["sample"], rows["value"], strict=True):
+            given = {"engine": "torch", **json.loads(settings)}
+            index = next((n for n, w in enumerate(wanted) if w.items() <= given.items()), None)
+            if index is not None:
+                found.setdefault(sample, {})[index] = _SYNTHESIS.validate_json(value)
+        order = self._order.get(benchmark, [])[: p.benchmarks.get(benchmark)]
+        return {i: together([found[i][n] for n in range(p.k)]) for i in order if len(found.get(i, ())) == p.k}
 
     def embeddings_frame(self, compute: bool = False) -> pd.DataFrame:
         """One row per question: principal components of the model's hidden states."""

@@ -518,10 +518,11 @@ class StoredStages:
         `samples` stands for every word of the prompts, whatever in the code put it there.
         """
         p = self.profile
-        teacher = who == "teacher"
+        endpoint = who == "teacher" and isinstance(p.teacher, dict)
         return {
-            "model": _identity(p.teacher if teacher else p.model),
-            "dtype": "endpoint" if teacher and isinstance(p.teacher, dict) else self.study.dtype,
+            "model": _identity(p.teacher if who == "teacher" else p.model),
+            "dtype": "endpoint" if endpoint else self.study.dtype,
+            **({} if endpoint or p.engine == "torch" else {"engine": p.engine}),
             "data": _data_hash(self.benchmark),
             "tool_order": p.tool_order,
             "keep_components": p.keep_components,
@@ -531,17 +532,7 @@ class StoredStages:
         }
 
     def _writing(self, index: int, writer: Who = "self") -> dict[str, Any]:
-        p = self.profile
-        return self._settings(
-            writer,
-            writer=writer,
-            index=index,
-            sampling=asdict(p.synthesis_sampling),
-            retries=p.retries,
-            validate=p.validate_examples,
-            novelty=p.novelty,
-            reader=synthesizer.READER,
-        )
+        return self._settings(writer, **writing(self.profile, index, writer))
 
     def _stage(
         self,
@@ -669,18 +660,34 @@ def _passing(row: Row) -> bool:
     return row.status == "error" and not row.value.startswith("TooLong")
 
 
+def writing(p: Profile, index: int, writer: Who = "self") -> dict[str, Any]:
+    """What affects the writing of an example, besides the model and what it is shown."""
+    return {
+        "writer": writer,
+        "index": index,
+        "sampling": asdict(p.synthesis_sampling),
+        "retries": p.retries,
+        "validate": p.validate_examples,
+        "novelty": p.novelty,
+        "reader": synthesizer.READER,
+    }
+
+
+def together(values: Sequence[Synthesis]) -> Synthesis:
+    """The examples of several indices as one synthesis."""
+    return Synthesis(
+        tuple(e for v in values for e in v.examples),
+        tuple(f for v in values for f in v.failures),
+        sum(v.tokens for v in values),
+    )
+
+
 def _join(parts: Sequence[Done[Synthesis]]) -> Done[Synthesis]:
     """The examples of all indices as one synthesis; the first failure of the machine, if any."""
     bad = next((d for d in parts if d.value is None), None)
     if bad is not None:
         return bad
-    values = [d.value for d in parts if d.value is not None]
-    joined = Synthesis(
-        tuple(e for v in values for e in v.examples),
-        tuple(f for v in values for f in v.failures),
-        sum(v.prompt_tokens for v in values),
-        sum(v.tokens for v in values),
-    )
+    joined = together([d.value for d in parts if d.value is not None])
     loaded = any(d.source == "loaded" for d in parts)
     return Done(joined, "", sum(d.seconds for d in parts), "loaded" if loaded else "computed")
 
