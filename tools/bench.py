@@ -348,14 +348,15 @@ def measure(
                 say(f"{name} {len(taken)}/{n}, T: {seconds}")
             if name == next(iter(wanted)):
                 together = [row["sample"] for row in taken][:8]
-                found["batch"] = [ours("batch", samples=together) for _ in range(2)]
+                found["batch"] = [ours("batch", samples=together)]
                 keep(found)
-                say(f"{len(together)} samples together, twice")
+                say(f"{len(together)} samples together")
         machine["flops"] = max(machine["flops"], ours("machine")["flops"])
         if VLLM.exists() and together:
-            ours.pause(), theirs.pause()
-            found["vllm"] = [vllm("batch", samples=together) for _ in range(2)]
-            say(f"{len(together)} samples together on vLLM, twice")
+            ours.pause()
+            theirs.pause()
+            found["vllm"] = [vllm("batch", samples=together)]
+            say(f"{len(together)} samples together on vLLM")
     return found
 
 
@@ -381,24 +382,31 @@ def main() -> None:
     parser.add_argument("--model", default="qwen2.5-coder-0.5b")
     parser.add_argument("--dtype", default=native_dtype())
     parser.add_argument("--samples", nargs="*", default=["sealtool=8", "nexusraven:virustotal=2"])
+    parser.add_argument("--report", action="store_true", help="of what a run that was cut has measured")
     parser.add_argument("--worker", choices=["ours", "theirs"])
     asked = parser.parse_args()
     if asked.worker:
         serve({"ours": Ours, "theirs": Theirs}[asked.worker](asked.model, asked.dtype))
         return
-    sources.fetch([asked.model])
-    began = time.monotonic()
-    wanted = {k: int(v) for k, v in (s.split("=") for s in asked.samples)}
     path = sources.runs_dir() / "bench.json"
-    found = measure(
-        asked.model,
-        asked.dtype,
-        wanted,
-        say=lambda text: print(f"[{time.monotonic() - began:5.0f} s] {text}", flush=True),
-        keep=lambda found: tables.write(path, json.dumps(found).encode()) and None,
-    )
-    found["seconds"] = time.monotonic() - began
-    tables.write(path, json.dumps(found).encode())
+    if asked.report:
+        found = json.loads(path.read_text())
+    else:
+        sources.fetch([asked.model])
+        began = time.monotonic()
+
+        def keep(found: dict[str, Any]) -> None:
+            tables.write(path, json.dumps(found | {"seconds": time.monotonic() - began}).encode())
+
+        found = measure(
+            asked.model,
+            asked.dtype,
+            {k: int(v) for k, v in (s.split("=") for s in asked.samples)},
+            say=lambda text: print(f"[{time.monotonic() - began:5.0f} s] {text}", flush=True),
+            keep=keep,
+        )
+        found["seconds"] = time.monotonic() - began
+        keep(found)
     from bench_report import report
 
     report(found)
