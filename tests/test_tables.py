@@ -464,8 +464,9 @@ def test_estimators_judge_the_same_answers():
     data = scores(80).assign(trivial=0.0)
     data["rss"] = data["margin"]
     data["perplexity"] = np.where(np.arange(80) < 20, np.nan, data["margin"])
+    data["few"] = np.where(np.arange(80) < 70, np.nan, data["margin"])
     wanted = {"rss": "margin", "trivial": "trivial", "perplexity": "perplexity", "votes_": "votes"}
-    table = tables.estimator_comparison(data, wanted, tau=0.5)
+    table = tables.estimator_comparison(data, wanted | {"few": "few"}, tau=0.5)
     mine = table[table["samples"] == "two or more tools"]
     kept = data[(data["n_tools"] > 1) & data["perplexity"].notna()]
     one, other = row_of(mine, estimator="margin"), row_of(mine, estimator="perplexity")
@@ -477,6 +478,7 @@ def test_estimators_judge_the_same_answers():
     assert row_of(mine, estimator="trivial")["best_f1"] == pytest.approx(2 * wrong / (len(kept) + wrong))
     assert row_of(mine, estimator="trivial")["auc"] == 0.5
     assert row_of(mine, estimator="votes")["note"] == tables.NOT_RUN
+    assert "samples only" in row_of(mine, estimator="few")["note"], "and the others keep their samples"
     assert "overlaps" in tables.comparison_reading(table)
 
 

@@ -87,8 +87,7 @@ class Redactor:
             return False
         # An argument may be the question itself, too short to be a quotation and lost in the reply around it.
         question = known.query.question
-        inner = (part for part in _QUOTED.findall(text) if len(part.split()) > 3)
-        return any(_alike(part, question) for part in (text, *inner))
+        return any(_alike(part, question) for part in (text, *_QUOTED.findall(text)))
 
 
 def quotations(text: str) -> set[tuple[str, ...]]:
@@ -123,13 +122,17 @@ def _redacted(stage: str, value: Any, hides: Callable[[str], bool]) -> tuple[str
         return stage, value
     if stage != "example":
         return None
+
+    def hidden(text: str) -> str:
+        return f"sha256:{frames.sha256(text)}" if hides(text) else text
+
     examples = []
     for example in value["examples"]:
         if any(map(hides, _words(example))):
             example = {
                 **example,
                 "question": f"sha256:{frames.sha256(example['question'])}",
-                "calls": [{**call, "arguments": {}} for call in example["calls"]],
+                "calls": [{**c, "name": hidden(c["name"]), "arguments": {}} for c in example["calls"]],
                 "schema_errors": [""] * len(example["schema_errors"]),
             }
         examples.append(example)

@@ -55,10 +55,13 @@ def figure5_embeddings(points: pd.DataFrame, projection: Projection = "pca") -> 
             ):
                 values = np.sort(made[column].dropna().to_numpy())
                 if len(values):
-                    share = 100 * np.arange(1, len(values) + 1) / len(values)
-                    right.step(values, share, where="post", color=colour, ls=dash, label=name)
+                    share = 100 * np.arange(len(values) + 1) / len(values)
+                    right.step(
+                        np.r_[values[0], values], share, where="post", color=colour, ls=dash, label=name
+                    )
             right.set(ylim=(0, 100), xlabel="cosine distance", ylabel="synthetic questions, %")
             right.set_title(f"n = {n}", loc="right", fontsize=7.5, weight="normal", color="#444444")
             right.set_xlim(left=0)
-            right.legend(loc="lower right", handlelength=2.4)
+            if right.get_lines():
+                right.legend(loc="lower right", handlelength=2.4)
     return figure

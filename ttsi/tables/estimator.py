@@ -168,7 +168,8 @@ def estimator_comparison(
     """One row per benchmark × samples × estimator: AUC, and the rates at three thresholds.
 
     `estimators`: column of `scores` → its name; each is higher = more certain. Samples without a value of
-    *any* of those that were run are left out of all, so that every estimator judges the same answers.
+    *any* of those that were run are left out of all, so that every estimator judges the same answers; one
+    that has values for less than half of them is left out itself.
     Prefixes: `tau_` at the asked threshold (None: nowhere), `best_` chosen out of fold by cluster, `peak_`
     chosen and judged in sample, too good. An estimator that never varies (flag everything) is judged by
     flagging all. F1 intervals: percentile bootstrap of the four counts. What was not run says so in `note`.
@@ -179,12 +180,15 @@ def estimator_comparison(
     for benchmark in in_order(scores["benchmark"]):
         for samples, least in SUBSETS.items():
             group = scores[(scores["benchmark"] == benchmark) & (scores["n_tools"] >= least)]
-            run = [c for c in estimators if c in group and group[c].notna().any()]
+            n = len(group)
+            known = {c: int(group[c].notna().sum()) if c in group else 0 for c in estimators}
+            run = [c for c in estimators if known[c] and 2 * known[c] >= n]
             group = group.dropna(subset=[*run, "base_correct"])
             for column, name in estimators.items():
                 row = {"benchmark": benchmark, "samples": samples, "estimator": name}
                 if column not in run:
-                    rows.append(row | {"note": NOT_RUN})
+                    some = f"run on {known[column]} of {n} samples only"
+                    rows.append(row | {"note": some if known[column] else NOT_RUN})
                 else:
                     rows.append(row | _compared(group, column, tau, seed))
                 if column == "rss" and benchmark == paper.ESTIMATOR["benchmark"]:
