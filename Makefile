@@ -53,7 +53,7 @@ fetch: setup ## models and data of the default profile, ahead of time
 	@$(PY) -m ttsi.sources fetch default
 
 test: setup ## all tests
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist loadfile
 
 test-faults: setup ## real processes killed, starved and fed damaged files; writes docs/reliability.md
 	@TTSI_LEDGER=docs $(PY) -m pytest tests/faults

@@ -20,6 +20,7 @@ from ttsi.engines.vllm import VllmEngine
 from ttsi.types import Generation, LoraSettings, Sample, Sampling, Scored
 
 ANSWER = Sampling(max_tokens=48)
+BATCH = 5
 
 
 def started(folder: Path, dtype: str) -> Iterator[VllmEngine]:
@@ -35,19 +36,22 @@ def exact(model_folder: Path) -> Iterator[VllmEngine]:
 
 
 def both_scored(engine: VllmEngine, samples: Sequence[Sample]) -> Iterator[tuple[Scored, Scored]]:
-    queries = [s.query for s in samples]
-    ours, theirs = (estimator.score(e, queries) for e in (engine, engine.training))
-    for row, other in zip(ours, theirs, strict=True):
-        yield from zip(row, other, strict=True)
+    for start in range(0, len(samples), BATCH):
+        queries = [s.query for s in samples[start : start + BATCH]]
+        ours, theirs = (estimator.score(e, queries) for e in (engine, engine.training))
+        for row, other in zip(ours, theirs, strict=True):
+            yield from zip(row, other, strict=True)
 
 
 def both_answered(
     engine: VllmEngine, samples: Sequence[Sample]
 ) -> Iterator[tuple[Sample, Generation, Generation]]:
-    requests = [Request(prompts.act(s.query), lookup=True) for s in samples]
-    ours, theirs = (e.generate(requests, ANSWER) for e in (engine, engine.training))
-    for sample, (a,), (b,) in zip(samples, ours, theirs, strict=True):
-        yield sample, a, b
+    for start in range(0, len(samples), BATCH):
+        group = samples[start : start + BATCH]
+        requests = [Request(prompts.act(s.query), lookup=True) for s in group]
+        ours, theirs = (e.generate(requests, ANSWER) for e in (engine, engine.training))
+        for sample, (a,), (b,) in zip(group, ours, theirs, strict=True):
+            yield sample, a, b
 
 
 def per_token(pairs: Iterator[tuple[Scored, Scored]]) -> list[float]:

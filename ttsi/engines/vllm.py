@@ -30,6 +30,8 @@ from ttsi.types import Generation, Sampling, Scored
 os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the second one knows no logits processors of our kind
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report this machine to its makers
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# A large batch on cores that others use as well takes minutes; a dead process is noticed in other ways.
+os.environ.setdefault("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", "3600")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer wants the same cores
 
 from vllm import LLM, SamplingParams
