@@ -181,7 +181,7 @@ def export(study: Study, folder: Path) -> Path:
         "missing": study.missing,
         "lacking": [[*key, why] for key, why in study.lacking.items()],
     }
-    (folder / "header.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+    (folder / "header.json").write_text(json.dumps(about, indent=1) + "\n")
     return folder
 
 
