@@ -321,7 +321,7 @@ def test_the_same_with_a_real_model(
     asked: dict[str, Any] = {
         "model": "smollm2-135m", "teacher": "smollm2-135m", "benchmarks": {"bfcl": 4}, "batch": 2,
         "modes": {"default": ["activated", "exact"]}, "inference": ["direct"], "threads": 1,
-        "arms": METHOD, "variants": {}, "estimators": {}, "epochs": 1, "retries": 1,
+        "arms": [*METHOD, "oracle"], "variants": {}, "estimators": {}, "epochs": 1, "retries": 1,
     }  # fmt: skip
     study = on_ray("smoke", **asked)
     study.run()
@@ -330,7 +330,8 @@ def test_the_same_with_a_real_model(
     alone.run()
     got = study.records()
     assert lines(got) == lines(alone.records())
-    assert len(got) == 12 and (got.status == "ok").all() and got.adapted.any()
+    assert len(got) == 20 and (got.status == "ok").all()
+    assert got[got.arm == "oracle"].adapted.all()  # of its own, SmolLM2 seldom writes an example
 
 
 def test_without_ray_a_run_says_how_to_get_it(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -50,8 +51,12 @@ class TestVllmEngine(EngineContract):
 
 def children(name: str) -> list[psutil.Process]:
     """vLLM's processes of that name under this one."""
-    alive = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
-    return [p for p in alive if name in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie's command line is gone as well
+            if name in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def adapters_on_disk() -> list[Path]:

@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from ttsi import prompts, synthesizer
-from ttsi.engines.base import Request, TooLong
+from ttsi.engines.base import Prompt, Request, TooLong
 from ttsi.engines.openai import BudgetSpent, OpenAIEngine, Refused
-from ttsi.types import Sample, Sampling
+from ttsi.types import Message, Sample, Sampling
 
 KEY = "sk-loopback-0123456789"
 CONTEXT = 2048
@@ -95,13 +95,13 @@ def test_what_the_server_refuses(
 ) -> None:
     requests = [Request(prompts.act(s.query), seed=i) for i, s in enumerate(samples[:2])]
 
-    def ask(folder: str, max_tokens: int = 2, **settings: object) -> None:
+    def ask(folder: str, asked: Sequence[Request] = requests, **settings: object) -> None:
         engine = connect(address, tmp_path / folder, **settings)
-        engine.generate(requests, Sampling(max_tokens=max_tokens))
+        engine.generate(asked, Sampling(max_tokens=2))
 
     monkeypatch.setenv("TEST_KEY", KEY)
     with pytest.raises(TooLong, match="context"):
-        ask("long", CONTEXT)
+        ask("long", [Request(Prompt("", (Message("user", "word " * CONTEXT),)))])
     with pytest.raises(BudgetSpent):
         ask("budget", max_requests=1, concurrency=1)
     with pytest.raises(Refused, match="no model"):
