@@ -56,7 +56,7 @@ test: setup ## all tests
 	@$(PY) -m pytest -n 2 --dist loadfile
 
 test-faults: setup ## real processes killed, starved and fed damaged files; writes docs/reliability.md
-	@TTSI_LEDGER=docs $(PY) -m pytest tests/faults
+	@TTSI_LEDGER=docs $(PY) -m pytest -n 2 --dist worksteal tests/faults
 
 ray: .venv/.ray ## Ray beside the pinned packages: what `executor: ray` needs
 

@@ -8,6 +8,7 @@ the promise was not kept. Rows reach the file when TTSI_LEDGER names its folder 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -78,18 +79,22 @@ def ledger(request: pytest.FixtureRequest) -> Iterator[Callable[[str, str], Row]
 
 
 def _write() -> None:
-    """Merges the rows so far into the report, where there is one to be written."""
-    if _ROWS and (folder := os.environ.get("TTSI_LEDGER")):
-        path = Path(folder) / "reliability.json"
-        kept = json.loads(path.read_text()) if path.exists() else {"machine": {}, "rows": []}
+    """Merges the rows so far into the report, if one is to be written; workers take turns."""
+    if not (_ROWS and (folder := os.environ.get("TTSI_LEDGER"))):
+        return
+    path = Path(folder) / "reliability.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        kept = json.loads(file.read() or '{"machine": {}, "rows": []}')
         new = {row.test: asdict(row) for row in _ROWS}
         old = {row["test"]: row for row in kept["rows"]}
-        suites = {row.suite for row in _ROWS}
-        kept["machine"] |= dict.fromkeys(suites, machine())
+        kept["machine"] |= dict.fromkeys({row.suite for row in _ROWS}, machine())
         kept["rows"] = list((old | new).values())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-        path.with_suffix(".md").write_text(page(json.loads(path.read_text())))
+        file.truncate(0)
+        file.write(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+        path.with_suffix(".md").write_text(page(kept))
 
 
 def machine() -> str:

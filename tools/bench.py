@@ -325,7 +325,6 @@ def measure(
 ) -> dict[str, Any]:
     """All measurements of one run, as plain JSON; `keep` gets what there is after each sample."""
     found: dict[str, Any] = {"model": model, "samples": [], "batch": [], "vllm": []}
-    together: list[str] = []
     with ExitStack() as stack:
         ours, theirs, vllm = (
             stack.enter_context(Worker(n, model, dtype)) for n in ("ours", "theirs", "vllm")
@@ -351,12 +350,14 @@ def measure(
                 found["batch"] = [ours("batch", samples=together)]
                 keep(found)
                 say(f"{len(together)} samples together")
+                if VLLM.exists() and together:
+                    ours.pause()
+                    theirs.pause()
+                    found["vllm"] = [vllm("batch", samples=together)]
+                    vllm.pause()
+                    keep(found)
+                    say(f"{len(together)} samples together on vLLM")
         machine["flops"] = max(machine["flops"], ours("machine")["flops"])
-        if VLLM.exists() and together:
-            ours.pause()
-            theirs.pause()
-            found["vllm"] = [vllm("batch", samples=together)]
-            say(f"{len(together)} samples together on vLLM")
     return found
 
 

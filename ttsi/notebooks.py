@@ -174,7 +174,7 @@ def this_kernel() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="ttsi-jupyter-") as folder:
         spec = Path(folder) / "kernels" / _KERNEL / "kernel.json"
         spec.parent.mkdir(parents=True)
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=40"]
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=50"]
         spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3 (ttsi)", "language": "python"}))
         before = dict(os.environ)
         os.environ |= {"JUPYTER_PATH": folder, "JUPYTER_RUNTIME_DIR": folder, "IPYTHONDIR": folder}

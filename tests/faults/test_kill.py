@@ -41,10 +41,10 @@ def test_killed_at_random_moments_of_a_scripted_run(tmp_path: Path, ledger: Call
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout)
     assert report["different"] == report["lost"] == report["twice"] == []
-    assert report["killed"] >= KILLS * 0.8
+    assert report["killed"] == KILLS
     few, many = report["rows at the kill"]
     assert few < many
-    row.tries = KILLS
+    row.tries = report["killed"] + report["finished before"]
     row.seen = (
         f"{report['killed']} killed with {few} to {many} rows stored, {report['finished before']} done "
         f"before; all {report['records']} records the same after every one, none lost, none twice"
