@@ -77,7 +77,7 @@ test-vllm: .venv-vllm/.complete ## vLLM in .venv-vllm: the engine's contract, pa
 test-soak: setup ## hundreds of adaptations in one process (half an hour); writes docs/reliability.md
 	@TTSI_LEDGER=docs $(PY) -m pytest -s tests/soak
 
-bench: setup ## what test-time training costs, against the usual loop: figures/bench.md (40 minutes)
+bench: setup ## what test-time training costs, against the usual loop: figures/bench.md (an hour)
 	@$(PY) tools/bench.py
 
 lint: setup ## ruff and mypy
