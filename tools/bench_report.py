@@ -371,7 +371,7 @@ def _scaling_figure(table: pd.DataFrame) -> Any:
         axes[0][0].set_ylabel("seconds per uncertain sample")
         axes[1][0].set_ylabel("peak memory, GB")
         for axis in axes.flat:
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
         axes[1][0].set_xlabel("number of the sample in the run")
         axes[1][1].set_xlabel("tokens of the prompt")
         axes[0][0].legend(frameon=False)
