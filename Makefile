@@ -25,7 +25,7 @@ help: ## this list
 
 setup: .venv/.complete ## .venv with the pinned packages
 
-.venv/.complete: requirements.lock constraints.txt pyproject.toml tools/setup.sh
+.venv/.complete: requirements.lock constraints.txt pyproject.toml tools/setup.sh tools/venv.sh
 	@tools/setup.sh
 	@touch $@
 
@@ -67,7 +67,7 @@ ray: .venv/.ray ## Ray beside the pinned packages: what `executor: ray` needs
 test-ray: ray ## a study on a Ray cluster: the same records, whatever is killed on the way
 	@$(PY) -m pytest tests/ray
 
-.venv-vllm/.complete: requirements-vllm.lock pyproject.toml tools/vllm.sh
+.venv-vllm/.complete: requirements-vllm.lock pyproject.toml tools/vllm.sh tools/venv.sh
 	@tools/vllm.sh
 	@touch $@
 

@@ -5,23 +5,8 @@
 # PYTHON names the interpreter, TTSI_TORCH_INDEX the package index to take torch from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
-torch=2.13.0
-
-fail() { echo "test-vllm: $*" >&2; exit 1; }
-pip() {
-    .venv-vllm/bin/python -m pip "$1" --quiet --disable-pip-version-check --no-input "${@:2}"
-}
-locked() { pip install --no-deps --require-hashes -r requirements-vllm.lock "$@"; }
-torch_is_there() {
-    .venv-vllm/bin/python -c "import torch; assert torch.__version__.split('+')[0] == '$torch'" 2>/dev/null
-}
-
-if ! .venv-vllm/bin/python -m pip --version >/dev/null 2>&1; then # none yet, or one whose making was cut short
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-        fail "'$python' is missing or too old: name Python 3.11 or newer, e.g. make PYTHON=python3.11"
-    "$python" -m venv .venv-vllm || fail "'$python -m venv' failed (on Debian and Ubuntu: apt install python3-venv)"
-fi
+target=test-vllm venv=.venv-vllm lock=requirements-vllm.lock
+. tools/venv.sh
 
 if [ -e /proc/driver/nvidia/version ]; then
     echo "test-vllm: an NVIDIA driver is here, so vLLM's CUDA build is installed; this has not been tried" >&2

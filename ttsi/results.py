@@ -26,7 +26,7 @@ from ttsi.downloads import say
 from ttsi.models import model_hash
 from ttsi.stages import REDACTED, prompts_hash, together, writing
 from ttsi.store import Row, Store
-from ttsi.synthesizer import copy_ratio
+from ttsi.synthesizer import compared, copy_ratio
 from ttsi.types import Sample, Synthesis
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ def quotations(text: str) -> set[tuple[str, ...]]:
 
 
 def _alike(text: str, question: str) -> bool:
-    left, right = (" ".join(t.casefold().split())[:2000] for t in (text, question))
-    matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
+    matcher = difflib.SequenceMatcher(None, compared(text), compared(question), autojunk=False)
     # Each of the first two is an upper bound of the third, and far cheaper.
     bounds = (matcher.real_quick_ratio, matcher.quick_ratio)
     return all(bound() >= ALIKE for bound in bounds) and copy_ratio(text, question) >= ALIKE

@@ -12,3 +12,8 @@ def seed_for(run_seed: int, benchmark: str, sample: str, stage: str, attempt: in
     """
     text = "\x1f".join([str(run_seed), benchmark, sample, stage, str(attempt)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def reply_seed(seed: int, k: int) -> int:
+    """Seed of the k-th reply to a request, in [0, 2**63): far apart, and the same in every engine."""
+    return (seed + k * 0x9E3779B97F4A7C15) % (1 << 63)

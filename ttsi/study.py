@@ -255,10 +255,15 @@ class Study:
         self, chosen: Selection, queries: Sequence[Query], benchmark: str, seed: int, compute: bool
     ) -> bool:
         """Whether all of an arm's results for the queries were stored; with `compute` they are now."""
+        return self._played(chosen, queries, benchmark, seed, compute)[1]
+
+    def _played(
+        self, chosen: Selection, queries: Sequence[Query], benchmark: str, seed: int, compute: bool
+    ) -> tuple[list[Outcome], bool]:
         arm, mode, inference, size = chosen
         stages = StoredStages(self, benchmark, seed, inference, compute, arm)
-        arms.play(arm, stages, queries, self.setting(mode, seed, size), self._by_id(benchmark, seed))
-        return stages.complete
+        setting = self.setting(mode, seed, size)
+        return arms.play(arm, stages, queries, setting, self._by_id(benchmark, seed)), stages.complete
 
     def score(self, benchmarks: Sequence[str] | None = None) -> None:
         """Computes what the estimators lack: base answers, H's scores, and what the profile asks beyond."""
@@ -345,14 +350,6 @@ class Study:
     def _by_id(self, benchmark: str, seed: int) -> dict[str, Sample]:
         return {s.id: s for s in self.samples(benchmark, seed)}
 
-    def _outcomes(self, chosen: Selection, benchmark: str, seed: int) -> list[Outcome]:
-        arm, mode, inference, size = chosen
-        samples = self._by_id(benchmark, seed)
-        stages = StoredStages(self, benchmark, seed, inference, False, arm)
-        return arms.play(
-            arm, stages, [s.query for s in samples.values()], self.setting(mode, seed, size), samples
-        )
-
     # --- reading ----------------------------------------------------------------------------------------
 
     def records(self, arms: Sequence[str] | None = None) -> pd.DataFrame:
@@ -365,8 +362,10 @@ class Study:
         for benchmark in self.profile.benchmarks:
             for seed in self.profile.seeds:
                 samples = self._by_id(benchmark, seed)
+                queries = [s.query for s in samples.values()]
                 for chosen in self.selections(arms, benchmark, seed):
-                    done = self._ran(chosen[0], self._outcomes(chosen, benchmark, seed))
+                    done, _ = self._played(chosen, queries, benchmark, seed, False)
+                    done = self._ran(chosen[0], done)
                     rows += [frames.record(self, samples[o.id], o, *chosen[:3], seed) for o in done]
         return frames.outcomes_frame(rows, frames.RECORDS)
 

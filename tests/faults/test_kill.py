@@ -5,30 +5,20 @@ from __future__ import annotations
 import json
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 import scripted
 from ledger import Row
+from stores import rows_in
 
 from ttsi.study import Study
 
 KILLS, TORCH_KILLS = 50, 5
-
-
-def rows_in(store: Path) -> int:
-    """Number of rows in a store that another process is writing."""
-    try:
-        with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as db:
-            return int(db.execute("SELECT count(*) FROM result").fetchone()[0])
-    except sqlite3.OperationalError:
-        return 0
 
 
 def test_killed_at_random_moments_of_a_scripted_run(tmp_path: Path, ledger: Callable[..., Row]) -> None:

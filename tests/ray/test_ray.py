@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
+from stores import rows_in
 
 from ttsi import sources
 from ttsi.study import Study
@@ -109,15 +110,6 @@ def _untimed(value: Any) -> Any:
     return value
 
 
-def count(store: Path) -> int:
-    """Number of rows in a store that another process, or thread, is writing."""
-    try:
-        with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as db:
-            return int(db.execute("SELECT count(*) FROM result").fetchone()[0])
-    except sqlite3.OperationalError:
-        return 0
-
-
 def actors(of: int | None = None) -> list[psutil.Process]:
     """The actors' processes below a process, by default this one."""
     found = []
@@ -132,7 +124,7 @@ def meanwhile(store: Path, some: int, do: Callable[[], None]) -> threading.Threa
     """A thread that does something once so many rows are stored; join it to know that it did."""
 
     def wait() -> None:
-        while count(store) < some:
+        while rows_in(store) < some:
             time.sleep(0.05)
         do()
 
@@ -195,7 +187,7 @@ def test_the_driver_is_killed_or_interrupted(
 ) -> None:
     driver = subprocess.Popen([sys.executable, "-c", DRIVER], start_new_session=True)
     store = runs / "smoke" / "store.sqlite"
-    while driver.poll() is None and count(store) < 20:
+    while driver.poll() is None and rows_in(store) < 20:
         time.sleep(0.1)
     started = psutil.Process(driver.pid).children(recursive=True)
     assert actors(driver.pid)
@@ -203,10 +195,10 @@ def test_the_driver_is_killed_or_interrupted(
     assert driver.wait(120) == code
     _, left = psutil.wait_procs(started, timeout=120)
     assert not left
-    before = count(store)
+    before = rows_in(store)
     study = on_ray("smoke", **TINY)
     study.run(METHOD)
-    assert 20 <= before < count(store)
+    assert 20 <= before < rows_in(store)
     assert lines(study.records(METHOD)) == lines(local.records(METHOD))
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ttsi.engines.base import Prompt
+from ttsi.engines.base import EngineError, Prompt, Request, TooLong
+from ttsi.types import Generation
 
 _PRIVATE_USE = 0xF0000  # a plane no text uses: stands in for '<|' while the template is rendered
 
@@ -93,6 +96,58 @@ class Chat:
         shared = sum(1 for end in ends if end <= len(opening))
         return ids, shared, [end - len(opening) for end in ends[shared:]]
 
+    def upto(self, opening: str, text: str, limit: int) -> tuple[list[int], int, list[int]]:
+        """As `continuation`, up to the first token that reaches character `limit` of `text`.
+
+        A character that is cut in bytes comes with all its tokens.
+        """
+        ids, own, ends = self.continuation(opening, text)
+        last = next((end for end in ends if end >= limit), len(text))
+        count = sum(end <= last for end in ends)
+        return ids[: own + count], own, ends[:count]
+
     def decode(self, ids: list[int] | tuple[int, ...]) -> str:
         """The text of reply tokens, without control tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+class ChatEngine:
+    """What engines over a model folder have in common: token ids, and what fits into the context window."""
+
+    chat: Chat
+    context: int
+    """Tokens of the context window."""
+
+    def encode(self, prompt: Prompt, *, reply: str | None = None) -> Encoded:
+        """Token ids of a prompt, with the ends of its shared prefix and of its history."""
+        return self.chat.encode(prompt, reply=reply)
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """Token ids of plain text: what a draft is made of."""
+        return tuple(self.chat.continuation("", text)[0])
+
+    def asked(self, request: Request) -> tuple[Encoded, list[int]]:
+        """A request's encoded prompt, and the ids its reply goes on from: the prompt's and the opening's."""
+        code = self.encode(request.prompt)
+        return code, [*code.ids, *(self.tokens(request.opening) if request.opening else ())]
+
+    def fits(self, prompt: Prompt, max_tokens: int) -> bool:
+        """Whether the prompt and a reply of `max_tokens` fit into the context window."""
+        return len(self.encode(prompt).ids) + max_tokens <= self.context
+
+    def check_room(self, tokens: int, what: str) -> None:
+        """Raises TooLong if so many tokens are more than the context window holds."""
+        if tokens > self.context:
+            raise TooLong(f"{tokens} tokens {what}, but the context window holds {self.context}")
+
+    def replied(
+        self, request: Request, out: Sequence[int], log_probs: Sequence[float], finished: bool, prompt: int
+    ) -> Generation:
+        """The reply made of tokens `out` behind `prompt` tokens.
+
+        Raises EngineError for log-probabilities of the base weights that are not finite.
+        """
+        if request.adapter is None and not all(map(math.isfinite, log_probs)):
+            raise EngineError("a reply's log-probability is not a finite number")
+        text = request.opening + self.chat.decode(tuple(out))
+        return Generation(text, tuple(out), tuple(log_probs), finished, prompt)

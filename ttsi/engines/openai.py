@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ttsi import sources
 from ttsi.engines.base import EngineError, Prompt, Request, TooLong
 from ttsi.engines.ledger import BudgetSpent, Ledger, Usage
+from ttsi.seeds import reply_seed
 from ttsi.types import Generation, Sampling, Scored
 
 _LONGEST = 8 << 20  # bytes of one answer that are read
@@ -260,7 +261,7 @@ class OpenAIEngine:
 
     def _ask(self, request: Request, sampling: Sampling, index: int) -> _Ask:
         e = self.endpoint
-        seed = (request.seed + index * 0x9E3779B97F4A7C15) % (1 << 31)
+        seed = reply_seed(request.seed, index) % (1 << 31)
         body: dict[str, Any] = {
             "model": e.model,
             "messages": _turns(request.prompt),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,11 +14,12 @@ from torch import Tensor
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hub_logging
 
-from ttsi.engines.base import EngineError, Prompt, Request, TooLong, native_dtype
+from ttsi.engines.base import EngineError, Prompt, Request, native_dtype
 from ttsi.engines.cache import KeyValues, PrefixCache, RowCache, TrainingCache
-from ttsi.engines.chat import Chat, Encoded
+from ttsi.engines.chat import Chat, ChatEngine
 from ttsi.engines.drafts import propose
 from ttsi.engines.lora import Adapter, Bank, FrozenWeight, LoraLayers
+from ttsi.seeds import reply_seed
 from ttsi.types import Generation, Sampling, Scored
 
 _GROUP_TOKENS = 16  # up to this many query tokens, heads that share keys are folded instead of repeated
@@ -85,7 +85,7 @@ class Counters:
     accepted: int = 0
 
 
-class TorchEngine:
+class TorchEngine(ChatEngine):
     """An `Engine` over a transformers causal language model.
 
     folder: a model folder (config, tokenizer, safetensors).
@@ -198,20 +198,6 @@ class TorchEngine:
         whole = len(rows) == 1 and starts[0] == 0
         return self.forward(ids, cache.slots, None if whole else mask, cache)
 
-    # --- tokens -----------------------------------------------------------------------------------------
-
-    def encode(self, prompt: Prompt, *, reply: str | None = None) -> Encoded:
-        """Token ids of a prompt, with the ends of its shared prefix and of its history."""
-        return self.chat.encode(prompt, reply=reply)
-
-    def fits(self, prompt: Prompt, max_tokens: int) -> bool:
-        """Whether the prompt and a reply of `max_tokens` fit into the context window."""
-        return len(self.encode(prompt).ids) + max_tokens <= self.context
-
-    def tokens(self, text: str) -> tuple[int, ...]:
-        """Token ids of plain text: what a draft is made of."""
-        return tuple(self.chat.continuation("", text)[0])
-
     # --- scoring ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -236,13 +222,7 @@ class TorchEngine:
         self, prompt: Prompt, opening: str, continuations: Sequence[str], upto: Sequence[int]
     ) -> list[Scored]:
         code = self.encode(prompt)
-        parts = []
-        for text, limit in zip(continuations, upto, strict=True):
-            ids, own, ends = self.chat.continuation(opening, text)
-            # Up to the first token that reaches the limit, with all the tokens of a character cut in bytes.
-            last = next((end for end in ends if end >= limit), len(text))
-            count = sum(end <= last for end in ends)
-            parts.append((ids[: own + count], own, ends[:count]))
+        parts = [self.chat.upto(opening, t, limit) for t, limit in zip(continuations, upto, strict=True)]
         shared = min(n for _, n, _ in parts)
         while any(ids[:shared] != parts[0][0][:shared] for ids, _, _ in parts):
             shared -= 1
@@ -251,8 +231,7 @@ class TorchEngine:
         read = [tail[:-1] for tail in tails]  # the last token is predicted and predicts nothing
         flat = [t for tail in read for t in tail]
         base, n, total = code.prefix, len(stem), len(stem) + len(flat)
-        if base + total > self.context:
-            raise TooLong(f"{base + total} tokens to score, but the context window holds {self.context}")
+        self.check_room(base + total, "to score")
 
         owner = torch.tensor([-1] * n + [i for i, tail in enumerate(read) for _ in tail], device=self.device)
         positions = torch.tensor(
@@ -297,31 +276,23 @@ class TorchEngine:
             done = self._decode(cache, rows, logits, bank, sampling)
         replies: list[list[Generation]] = [[] for _ in requests]
         for row in done:
-            request = requests[row.request]
-            if request.adapter is None and not all(map(math.isfinite, row.log_probs)):
-                raise EngineError("a reply's log-probability is not a finite number")
-            text = request.opening + self.chat.decode(row.out)
             replies[row.request].append(
-                Generation(text, tuple(row.out), tuple(row.log_probs), row.finished, len(row.ids))
+                self.replied(requests[row.request], row.out, row.log_probs, row.finished, len(row.ids))
             )
         return replies
 
     def _prefill(
         self, requests: Sequence[Request], sampling: Sampling
     ) -> tuple[RowCache, list[_Row], Tensor, Bank | None]:
-        codes = [self.encode(r.prompt) for r in requests]
-        openings = [self.chat.continuation("", r.opening)[0] if r.opening else [] for r in requests]
-        ids = [[*c.ids, *o] for c, o in zip(codes, openings, strict=True)]
-        capacity = max(len(i) for i in ids) + sampling.max_tokens + _GROUP_TOKENS
-        longest = max(len(i) for i in ids) + sampling.max_tokens
-        if longest > self.context:
-            raise TooLong(f"{longest} tokens asked for, but the context window holds {self.context}")
+        codes, ids = zip(*map(self.asked, requests), strict=True)
+        longest = max(map(len, ids)) + sampling.max_tokens
+        self.check_room(longest, "asked for")
         exact = [r.adapter is not None and r.adapter.settings.mode == "exact" for r in requests]
         starts = [0 if e else c.prefix for e, c in zip(exact, codes, strict=True)]
         prefixes = [
             self.prefix(c.ids[:s]) if s else self._empty() for c, s in zip(codes, starts, strict=True)
         ]
-        cache = self._rows(prefixes, capacity)
+        cache = self._rows(prefixes, longest + _GROUP_TOKENS)
         bank = self.lora.stack([r.adapter for r in requests])
 
         # An activated adapter leaves the history before the last user turn to the base weights.
@@ -341,7 +312,7 @@ class TorchEngine:
         for i, request in enumerate(requests):
             look = (*request.draft, *ids[i]) if request.lookup else ()
             for k in range(sampling.n):
-                rng = torch.Generator().manual_seed((request.seed + k * 0x9E3779B97F4A7C15) % (1 << 63))
+                rng = torch.Generator().manual_seed(reply_seed(request.seed, k))
                 rows.append(_Row(i, ids[i], request.draft, tuple(look), rng))
         if sampling.n > 1:
             repeat = torch.arange(len(requests), device=self.device).repeat_interleave(sampling.n)

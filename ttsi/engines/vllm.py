@@ -6,6 +6,7 @@ and again after they died. This file alone imports vllm, and is imported only by
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
 import os
@@ -23,8 +24,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
-from ttsi.engines.base import EngineError, Prompt, Request, TooLong, native_dtype
-from ttsi.engines.chat import Chat, Encoded
+from ttsi.engines.base import EngineError, Prompt, Request, native_dtype
+from ttsi.engines.chat import Chat, ChatEngine
+from ttsi.seeds import reply_seed
 from ttsi.types import Generation, Sampling, Scored
 
 os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the second one knows no logits processors of our kind
@@ -89,7 +91,7 @@ class ForcedTokens(LogitsProcessor):  # type: ignore[misc]
         return logits
 
 
-class VllmEngine:
+class VllmEngine(ChatEngine):
     """An `Engine` over vLLM, with a `TorchEngine` of the same model beside it for training and embedding.
 
     folder: a model folder (config, tokenizer, safetensors).
@@ -212,20 +214,6 @@ class VllmEngine:
         self.cached_tokens += sum(row.num_cached_tokens or 0 for row in done)
         return [row.outputs[0] for row in done]
 
-    # --- tokens -----------------------------------------------------------------------------------------
-
-    def encode(self, prompt: Prompt, *, reply: str | None = None) -> Encoded:
-        """Token ids of a prompt, with the ends of its shared prefix and of its history."""
-        return self.chat.encode(prompt, reply=reply)
-
-    def fits(self, prompt: Prompt, max_tokens: int) -> bool:
-        """Whether the prompt and a reply of `max_tokens` fit into the context window."""
-        return len(self.encode(prompt).ids) + max_tokens <= self.context
-
-    def tokens(self, text: str) -> tuple[int, ...]:
-        """Token ids of plain text."""
-        return tuple(self.chat.continuation("", text)[0])
-
     # --- scoring ----------------------------------------------------------------------------------------
 
     def score(
@@ -246,27 +234,20 @@ class VllmEngine:
         for prompt, group, whole in zip(prompts, continuations, limits, strict=True):
             before, row = self.encode(prompt).ids, []
             for text, limit in zip(group, whole, strict=True):
-                ids, own, ends = self.chat.continuation(opening, text)
-                # Up to the first token that reaches the limit, with all tokens of a character cut in bytes.
-                last = next((end for end in ends if end >= limit), len(text))
-                count = sum(end <= last for end in ends)
-                forced = ids[own : own + count]
-                if len(before) + own + count > self.context:
-                    raise TooLong(
-                        f"{len(before) + own + count} tokens to score, "
-                        f"but the context window holds {self.context}"
-                    )
+                ids, own, ends = self.chat.upto(opening, text, limit)
+                forced = ids[own:]
+                self.check_room(len(before) + len(ids), "to score")
                 if forced:
                     params = SamplingParams(
                         temperature=0.0,
-                        max_tokens=count,
+                        max_tokens=len(forced),
                         logprobs=0,
                         ignore_eos=True,
                         detokenize=False,
                         extra_args={_FORCED: forced},
                     )
                     asked.append(([*before, *ids[:own]], params, None))
-                row.append((text, forced, ends[:count]))
+                row.append((text, forced, ends))
             parts.append(row)
         done = iter(self._ask(asked) if asked else [])
         return [
@@ -287,14 +268,8 @@ class VllmEngine:
         """
         if not requests:
             return []
-        prompts = []
-        for request in requests:
-            ids = [*self.encode(request.prompt).ids]
-            ids += self.chat.continuation("", request.opening)[0] if request.opening else []
-            prompts.append(ids)
-        longest = max(map(len, prompts)) + sampling.max_tokens
-        if longest > self.context:
-            raise TooLong(f"{longest} tokens asked for, but the context window holds {self.context}")
+        prompts = [self.asked(request)[1] for request in requests]
+        self.check_room(max(map(len, prompts)) + sampling.max_tokens, "asked for")
         with self._loaded([r.adapter for r in requests]) as loras:
             asked = [
                 (ids, self._params(request.seed, k, sampling), lora)
@@ -303,7 +278,10 @@ class VllmEngine:
             ]
             done = iter(self._ask(asked))
         return [
-            [self._reply(request, next(done), len(ids)) for _ in range(sampling.n)]
+            [
+                self.replied(request, d.token_ids, _log_probs(d), d.finish_reason == "stop", len(ids))
+                for d in itertools.islice(done, sampling.n)
+            ]
             for request, ids in zip(requests, prompts, strict=True)
         ]
 
@@ -315,19 +293,12 @@ class VllmEngine:
             top_p=sampling.top_p if drawn else 1.0,
             top_k=sampling.top_k if drawn else 0,
             repetition_penalty=sampling.repetition_penalty,
-            seed=(seed + k * 0x9E3779B97F4A7C15) % (1 << 63) if drawn else None,
+            seed=reply_seed(seed, k) if drawn else None,
             max_tokens=sampling.max_tokens,
             stop_token_ids=sorted(self.chat.stop_ids),
             logprobs=0,
             detokenize=False,
         )
-
-    def _reply(self, request: Request, done: Any, prompt_tokens: int) -> Generation:
-        out, log_probs = tuple(done.token_ids), _log_probs(done)
-        if request.adapter is None and not all(map(math.isfinite, log_probs)):
-            raise EngineError("a reply's log-probability is not a finite number")
-        text = request.opening + self.chat.decode(out)
-        return Generation(text, out, log_probs, done.finish_reason == "stop", prompt_tokens)
 
     # --- adapters ---------------------------------------------------------------------------------------
 
