@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from ttsi.calls import canonical, fits, format_calls, gold_calls, judge, parse_calls, schema_errors
 from ttsi.types import AcceptedObject, Call, Gold, Message, Query, Sample, Tool
@@ -476,6 +478,9 @@ def test_fits_is_json_schema_without_bools_as_numbers() -> None:
     ):
         assert not fits(value, {"type": kind})
     assert fits(object(), {})
+    values = (None, True, False, 0, 1, -3, 2.0, 2.5, 1e300, "", "1", [], [1], {}, {"a": 1})
+    for value, kind in product(values, ("string", "integer", "number", "boolean", "array", "object", "null")):
+        assert fits(value, {"type": kind}) == Draft202012Validator({"type": kind}).is_valid(value)
 
 
 def test_schema_errors_name_what_is_wrong() -> None:

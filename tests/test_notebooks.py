@@ -61,6 +61,15 @@ def test_parameters_cell(path):
     assert all("#" in line for line in cell["source"].splitlines()), "each parameter says what it is"
 
 
+def test_what_every_notebook_imports_is_light():
+    program = """import sys
+from ttsi import figures, tables
+from ttsi.study import open_study
+print({"torch", "transformers", "jsonschema", "sklearn", "seaborn"} & set(sys.modules))"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n", "ten kernels pay for it"
+
+
 @each
 def test_no_error_is_committed(path):
     outputs = [o for c in cells(path, "code") for o in c["outputs"]]

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from sklearn.feature_extraction.text import TfidfVectorizer
-
 from ttsi import benchmarks
 from ttsi.calls import format_calls, gold_calls
 from ttsi.seeds import seed_for
@@ -75,6 +73,8 @@ def worked(sample: Sample) -> Worked:
 
 def nearest(queries: Sequence[Query], pool: Sequence[Sample]) -> dict[str, Sample]:
     """By query id the pool's sample with the most similar question: cosine of TF-IDF over words."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # here: it takes a second to import
+
     vectors = TfidfVectorizer(sublinear_tf=True)
     known = vectors.fit_transform([s.query.question for s in pool])
     likeness = vectors.transform([q.question for q in queries]) @ known.T

@@ -14,7 +14,6 @@ from math import inf, isfinite, isnan, nan, sqrt
 import numpy as np
 import numpy.typing as npt
 from scipy import optimize, stats
-from sklearn import metrics, model_selection
 from statsmodels.stats.multitest import multipletests
 
 Floats = npt.NDArray[np.float64]
@@ -284,6 +283,8 @@ def roc(margins: npt.ArrayLike, correct: npt.ArrayLike) -> Curve:
     `margins`: higher = more certain. Raises ValueError on non-finite margins, TooFew unless there
     are both right and wrong answers.
     """
+    from sklearn import metrics  # here: it takes a second to import, and few notebooks draw a curve
+
     m, right = _margins(margins, correct)
     fpr, tpr, thresholds = metrics.roc_curve(~right, -m, drop_intermediate=False)
     # scikit-learn flags −margin ≥ threshold, i.e. ties included; the next float makes `<` agree.
@@ -384,6 +385,8 @@ def best_tau(
     `folds` means as many folds as clusters. Raises TooFew under ten right or wrong, with a single
     cluster, or if a fold leaves nothing wrong (or right) to choose by.
     """
+    from sklearn import model_selection  # here: see `roc`
+
     m, right = _margins(margins, correct)
     check_enough(right, seeds)
     index = {name: i for i, name in enumerate(dict.fromkeys(clusters))}

@@ -157,7 +157,8 @@ def figure_costs(table: pd.DataFrame, stages: Sequence[str] = ("h", "g", "t", "a
     caption = (
         "Mean seconds per sample (its share of its batch), direct answers. Bars: H, G, T and the adapted "
         "answer of uncertain samples; whisker: 95 % t interval of their sum, where two batches or more were "
-        "timed. Diamonds: one base answer on the same benchmark. Hatching tells the stages apart in greyscale."
+        "timed. Diamonds: one base answer on the same benchmark. "
+        "Hatching tells the stages apart in greyscale."
     )
     if whole.empty:
         return notice("No sample was adapted", caption)
