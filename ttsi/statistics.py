@@ -13,8 +13,7 @@ from math import inf, isfinite, isnan, nan, sqrt
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
-from statsmodels.stats.multitest import multipletests
+from scipy import optimize, special
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -180,7 +179,7 @@ def bonett_price(differences: npt.ArrayLike, level: float = 0.95) -> Estimate:
 
 def mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided McNemar p value from the discordant pairs of one seed; 1 if there are none."""
-    return float(stats.binomtest(min(gained, lost), gained + lost).pvalue) if gained + lost else 1.0
+    return min(1.0, 2 * float(special.bdtr(min(gained, lost), gained + lost, 0.5))) if gained + lost else 1.0
 
 
 def sign_flip(differences: npt.ArrayLike, seed: int = 0) -> float:
@@ -205,6 +204,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         raise ValueError(f"p values out of range: {dict(p_values)}")
     if not p_values:
         return {}
+    # Here and below: what takes a second to import, every notebook would wait for, and few need.
+    from statsmodels.stats.multitest import multipletests
+
     adjusted = multipletests(list(p_values.values()), method="holm")[1]
     return dict(zip(p_values, map(float, adjusted), strict=True))
 
@@ -218,7 +220,7 @@ def smallest_detectable(n: int, discordant: float, power: float = 0.8, level: fl
     """
     if n < 1 or not 0 <= discordant <= 1:
         raise ValueError(f"n = {n}, discordant share {discordant}")
-    z_alpha, z_beta = _z(level), float(stats.norm.ppf(power))
+    z_alpha, z_beta = _z(level), float(special.ndtri(power))
 
     def excess(d: float) -> float:
         psi = max(discordant, d)
@@ -283,7 +285,7 @@ def roc(margins: npt.ArrayLike, correct: npt.ArrayLike) -> Curve:
     `margins`: higher = more certain. Raises ValueError on non-finite margins, TooFew unless there
     are both right and wrong answers.
     """
-    from sklearn import metrics  # here: it takes a second to import, and few notebooks draw a curve
+    from sklearn import metrics
 
     m, right = _margins(margins, correct)
     fpr, tpr, thresholds = metrics.roc_curve(~right, -m, drop_intermediate=False)
@@ -300,6 +302,8 @@ def auc(margins: npt.ArrayLike, correct: npt.ArrayLike, seeds: int = 1, level: f
     score interval from Hanley and McNeil's variance. Raises like `roc`, and TooFew as `check_enough`.
     `seeds`: rows per sample; the interval counts a sample once, whatever the number of seeds.
     """
+    from scipy import stats
+
     m, right = _margins(margins, correct)
     check_enough(right, seeds)
     sure, unsure = m[right], m[~right]
@@ -385,7 +389,7 @@ def best_tau(
     `folds` means as many folds as clusters. Raises TooFew under ten right or wrong, with a single
     cluster, or if a fold leaves nothing wrong (or right) to choose by.
     """
-    from sklearn import model_selection  # here: see `roc`
+    from sklearn import model_selection
 
     m, right = _margins(margins, correct)
     check_enough(right, seeds)
@@ -431,4 +435,4 @@ def _margins(margins: npt.ArrayLike, correct: npt.ArrayLike) -> tuple[Floats, Bo
 def _z(level: float) -> float:
     if not (isfinite(level) and 0 < level < 1):
         raise ValueError(f"level {level}")
-    return float(stats.norm.ppf((1 + level) / 2))
+    return float(special.ndtri((1 + level) / 2))

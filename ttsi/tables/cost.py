@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from ttsi import sources
 from ttsi.tables import paper
@@ -118,7 +118,7 @@ def _mean(values: pd.Series | npt.NDArray[Any]) -> Mean:
     if len(batches) == 1:
         return Mean(mean, np.nan, np.nan, len(x))
     variance = float(((sizes * (batches - mean)) ** 2).sum()) * len(batches) / (len(batches) - 1)
-    half = float(stats.t.ppf(0.975, len(batches) - 1)) * sqrt(variance) / len(x)
+    half = float(special.stdtrit(len(batches) - 1, 0.975)) * sqrt(variance) / len(x)
     return Mean(mean, max(0.0, mean - half), mean + half, len(x))
 
 
@@ -389,7 +389,7 @@ def bench_ratios(path: Path | None = None, usual: str | None = None) -> pd.DataF
             logs = np.log(first[both] / second[both])
             row["ratio"] = exp(float(logs.mean()))
             if len(logs) > 1:
-                half = float(stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / sqrt(len(logs)))
+                half = float(special.stdtrit(len(logs) - 1, 0.975) * logs.std(ddof=1) / sqrt(len(logs)))
                 row["ratio_low"] = exp(log(row["ratio"]) - half)
                 row["ratio_high"] = exp(log(row["ratio"]) + half)
         rows.append(row)
