@@ -85,7 +85,7 @@ class Ours:
         return {"ids": [s.id for s in found if not domain or s.cluster == domain]}
 
     def begin(self, sample: str, tau: float) -> dict[str, Any]:
-        """Base answer, H and G, from a cold prefix; and the texts that the usual loop needs."""
+        """H, base answer and G from a cold prefix, and the texts that the usual loop needs; {} if certain."""
         from ttsi import estimator, prompts, synthesizer
         from ttsi.calls import format_calls
         from ttsi.engines.base import Request
@@ -96,36 +96,37 @@ class Ours:
         engine.prefixes.clear()
         with clock.stage("prefix"):
             engine.prefix(code.ids[: code.prefix])
-        with clock.stage("base"):
-            base = engine.generate([Request(prompt, lookup=True)], ANSWER)[0][0]
         with clock.stage("H"):
             scored = estimator.score(engine, [query])[0]
             margin = estimator.uncertainty(scored, query.tools).margin
+        if margin >= tau:
+            return {}
+        with clock.stage("base"):
+            base = engine.generate([Request(prompt, lookup=True)], ANSWER)[0][0]
         out: dict[str, Any] = {
             "margin": margin,
             "tokens": {"prompt": len(code.ids), "prefix": code.prefix, "base": len(base.tokens)},
             "scores": [list(s.log_probs) for s in scored],
             "base": base.text,
         }
-        if margin < tau:
-            before = engine.counters.passes
-            with clock.stage("G"):
-                written = synthesizer.synthesize(engine, [query], lambda *_: 0, WRITE, retries=0)[0]
-            out["tokens"]["G"], out["passes_G"] = written.tokens, engine.counters.passes - before
-            out["examples"] = [e.question for e in written.examples]
-            if written.examples:
-                e = written.examples[0]
-                example, reply = prompts.example(query.tools, e.question), format_calls(e.calls)
-                bare = engine.chat.render(example)
-                self.work[sample] = (query, written.examples, reply)
-                out["texts"] = {
-                    "prompt": engine.chat.render(prompt),
-                    "opening": prompts.OPENING,
-                    "continuations": [estimator.continuation(t.name) for t in query.tools],
-                    "write": engine.chat.render(prompts.synthesis(query)) + prompts.QUESTION,
-                    "example": bare,
-                    "reply": engine.chat.render(example, reply=reply)[len(bare) :],
-                }
+        before = engine.counters.passes
+        with clock.stage("G"):
+            written = synthesizer.synthesize(engine, [query], lambda *_: 0, WRITE, retries=0)[0]
+        out["tokens"]["G"], out["passes_G"] = written.tokens, engine.counters.passes - before
+        out["examples"] = [e.question for e in written.examples]
+        if written.examples:
+            e = written.examples[0]
+            example, reply = prompts.example(query.tools, e.question), format_calls(e.calls)
+            bare = engine.chat.render(example)
+            self.work[sample] = (query, written.examples, reply)
+            out["texts"] = {
+                "prompt": engine.chat.render(prompt),
+                "opening": prompts.OPENING,
+                "continuations": [estimator.continuation(t.name) for t in query.tools],
+                "write": engine.chat.render(prompts.synthesis(query)) + prompts.QUESTION,
+                "example": bare,
+                "reply": engine.chat.render(example, reply=reply)[len(bare) :],
+            }
         return out | {"seconds": clock.seconds, "peak_mb": clock.peak_mb}
 
     def adapt(self, sample: str, mode: str) -> dict[str, Any]:
@@ -160,6 +161,8 @@ class Ours:
         from ttsi.engines.base import Request
 
         engine, clock = self.engine, Clock()
+        for sample in set(samples) - set(self.work):  # another process measured them
+            self.begin(sample, TAU)
         queries = [self.work[s][0] for s in samples]
         codes = [engine.encode(prompts.act(q)) for q in queries]
 
@@ -320,19 +323,21 @@ def measure(
     model: str,
     dtype: str,
     wanted: dict[str, int],
+    found: dict[str, Any],
     say: Callable[[str], None],
     keep: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
-    """All measurements of one run, as plain JSON; `keep` gets what there is after each sample."""
-    found: dict[str, Any] = {"model": model, "samples": [], "batch": [], "vllm": []}
+) -> None:
+    """Adds to `found` what it lacks of a run's measurements; `keep` gets what there is after each sample."""
     with ExitStack() as stack:
         ours, theirs, vllm = (
             stack.enter_context(Worker(n, model, dtype)) for n in ("ours", "theirs", "vllm")
         )
-        machine = found["machine"] = ours("machine")
+        found["machine"] = _faster(found.get("machine"), ours("machine"))
         for name, n in wanted.items():
             ids = ours("list", name=name)["ids"]
-            taken: list[dict[str, Any]] = []
+            taken = [row for row in found["samples"] if row["benchmark"] == name]
+            if taken:
+                del ids[: ids.index(taken[-1]["sample"]) + 1]
             while ids and len(taken) < n:
                 sample = ids.pop(0)
                 begun = ours("begin", sample=sample, tau=TAU)
@@ -347,18 +352,22 @@ def measure(
                 say(f"{name} {len(taken)}/{n}, T: {seconds}")
             if name == next(iter(wanted)):
                 together = [row["sample"] for row in taken][:8]
-                found["batch"] = [ours("batch", samples=together)]
-                keep(found)
-                say(f"{len(together)} samples together")
-                if VLLM.exists() and together:
+                if not found["batch"]:
+                    found["batch"] = [ours("batch", samples=together)]
+                    keep(found)
+                    say(f"{len(together)} samples together")
+                if VLLM.exists() and not found["vllm"]:
                     ours.pause()
                     theirs.pause()
                     found["vllm"] = [vllm("batch", samples=together)]
                     vllm.pause()
                     keep(found)
                     say(f"{len(together)} samples together on vLLM")
-        machine["flops"] = max(machine["flops"], ours("machine")["flops"])
-    return found
+        found["machine"] = _faster(found["machine"], ours("machine"))
+
+
+def _faster(known: dict[str, Any] | None, machine: dict[str, Any]) -> dict[str, Any]:
+    return machine | {"flops": max(machine["flops"], known["flops"])} if known else machine
 
 
 def _take_turns(ours: Worker, theirs: Worker, row: dict[str, Any], texts: dict[str, Any], turn: int) -> None:
@@ -383,6 +392,7 @@ def main() -> None:
     parser.add_argument("--model", default="qwen2.5-coder-0.5b")
     parser.add_argument("--dtype", default=native_dtype())
     parser.add_argument("--samples", nargs="*", default=["sealtool=8", "nexusraven:virustotal=2"])
+    parser.add_argument("--go-on", action="store_true", help="measure only what the last run lacks")
     parser.add_argument("--report", action="store_true", help="of what a run that was cut has measured")
     parser.add_argument("--worker", choices=["ours", "theirs"])
     asked = parser.parse_args()
@@ -390,19 +400,23 @@ def main() -> None:
         serve({"ours": Ours, "theirs": Theirs}[asked.worker](asked.model, asked.dtype))
         return
     path = sources.runs_dir() / "bench.json"
-    if asked.report:
+    found: dict[str, Any] = {"model": asked.model, "samples": [], "batch": [], "vllm": [], "seconds": 0.0}
+    if asked.report or asked.go_on:
         found = json.loads(path.read_text())
-    else:
+    if not asked.report:
+        if (found["model"], found.get("machine", asked.__dict__)["dtype"]) != (asked.model, asked.dtype):
+            parser.error(f"{path} is of {found['model']} in another dtype or of another model")
         sources.fetch([asked.model])
-        began = time.monotonic()
+        began = time.monotonic() - found["seconds"]
 
         def keep(found: dict[str, Any]) -> None:
             tables.write(path, json.dumps(found | {"seconds": time.monotonic() - began}).encode())
 
-        found = measure(
+        measure(
             asked.model,
             asked.dtype,
             {k: int(v) for k, v in (s.split("=") for s in asked.samples)},
+            found,
             say=lambda text: print(f"[{time.monotonic() - began:5.0f} s] {text}", flush=True),
             keep=keep,
         )
