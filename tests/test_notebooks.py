@@ -166,6 +166,19 @@ def test_a_run_uses_this_interpreter_and_the_given_values(shelf, tmp_path):
     assert printed == [f"{sys.executable} smoke 7"]
 
 
+def test_a_notebook_sees_nothing_of_the_one_before(shelf, tmp_path):
+    """They share a kernel, and nothing but what it has imported."""
+    shelf("01_first", "import os\nkept = [os.getpid()]\nkept")
+    shelf("02_second", "import os\nprint('kept' in globals(), Out, os.getpid())")
+    with notebooks.this_kernel() as kernel:
+        copies = [notebooks.execute(p, {"profile": "smoke"}, kernel) for p in notebooks.notebooks()]
+    first, second = (nbformat.read(copy, 4).cells[-1] for copy in copies)
+    pid = first["outputs"][0]["data"]["text/plain"].strip("[]")
+    assert second["outputs"][0]["text"] == f"False {{}} {pid}\n"
+    assert first["execution_count"] == second["execution_count"], "counted from 1"
+    assert not Path(f"/proc/{pid}").exists()
+
+
 def test_a_failed_notebook_stops_the_run_and_leaves_nothing(shelf, tmp_path, capsys):
     shelf("01_good", "print(1)")
     shelf("02_bad", "print('half')", "1 / 0")
