@@ -35,9 +35,9 @@ reproduce: setup ## every table and figure into figures/PROFILE; FROM=results/cp
 figures: setup ## the same from committed records, FROM=results/PROFILE: no model, no data, two minutes
 	@$(PY) -m ttsi.notebooks figures --from $(or $(FROM),results/$(PROFILE))
 
-export: setup ## what was run into results/PROFILE, and its outputs into the notebooks: what a commit needs
+export: setup ## what was run into results/PROFILE, its outputs into the notebooks (or those in N="01 02"): what a commit needs
 	@$(PY) -m ttsi.notebooks export --profile $(PROFILE)
-	@$(PY) -m ttsi.notebooks keep --profile $(PROFILE)
+	@$(PY) -m ttsi.notebooks keep --profile $(PROFILE) $(N)
 
 plan: setup ## what `make reproduce` would compute, in time and disk
 	@$(PY) -c "import sys; from ttsi.study import Study; print(Study(sys.argv[1]).plan())" $(PROFILE)

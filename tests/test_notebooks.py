@@ -212,6 +212,7 @@ def test_outputs_are_kept_only_for_the_cells_that_made_them(shelf, tmp_path, cap
     shelf("01_good", "print(n + 1)")
     path = tmp_path / "notebooks" / "01_good.ipynb"
     assert notebooks.main(["run", "01", "n=4"]) == 0
+    assert notebooks.keep_outputs("cpu", ["01"]) == notebooks.keep_outputs("cpu") == [path]
     assert notebooks.main(["keep", "--profile", "cpu"]) == 0
     kept = nbformat.read(path, 4)
     assert [o["text"] for c in kept.cells for o in c["outputs"]] == ["5\n"]

@@ -5,7 +5,7 @@
     reproduce --profile cpu --from results/cpu        the same, going on from an exported run
     figures --from results/cpu                        tables and figures of an exported run: no model, no data
     export --profile cpu                              what was run into results/cpu, ready to be committed
-    keep --profile cpu                                the outputs of a finished run into the notebooks
+    keep --profile cpu [01 02 …]                      the outputs of a finished run into the notebooks
     list                                              the notebooks and their parameters
 
 Executed copies go to runs/<profile>/. A notebook that fails leaves none and ends the run.
@@ -156,14 +156,15 @@ def sources_hash(notebook: Any) -> str:
     return hashlib.sha256(json.dumps(cells, ensure_ascii=False).encode()).hexdigest()
 
 
-def keep_outputs(profile: str) -> list[Path]:
+def keep_outputs(profile: str, numbers: Sequence[str] = ()) -> list[Path]:
     """The notebooks that now carry the outputs of a profile's executed copies, ready to be committed.
 
-    Their cells stay as they are; the hash of their sources goes into the metadata. Raises ValueError for
-    a copy whose cells are no longer the notebook's: run it again first.
+    numbers: which of them; all unless told otherwise. Their cells stay as they are; the hash of their
+    sources goes into the metadata. Raises ValueError for a copy whose cells are no longer the notebook's:
+    run it again first.
     """
     kept = []
-    for path in notebooks():
+    for path in map(find, numbers) if numbers else notebooks():
         executed = sources.runs_dir() / profile / path.name
         if not executed.exists():
             continue
@@ -247,6 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--from", dest="source", type=Path, help="folder of an exported run")
     keep = commands.add_parser("keep", help="puts the outputs of a finished run into the notebooks")
     keep.add_argument("--profile", default="cpu")
+    keep.add_argument("numbers", nargs="*", help="which notebooks, e.g. 01 02; all unless told otherwise")
     commands.add_parser("list", help="the notebooks and their parameters")
     asked, rest = parser.parse_known_args(arguments)
     if rest and asked.command != "run":
@@ -260,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     *(f"  {p['name']}={p['default']}" for p in papermill.inspect_notebook(path).values()),
                 )
         elif asked.command == "keep":
-            for path in keep_outputs(asked.profile):
+            for path in keep_outputs(asked.profile, asked.numbers):
                 print(path)
         elif asked.command == "run":
             given = read_parameters(os.environ.get(ARGS, "")) | read_parameters(" ".join(rest))

@@ -132,7 +132,7 @@ class TorchEngine(ChatEngine):
         self._head = FrozenWeight(head, pack)
         self.lora = LoraLayers(self.decoder, pack)
         self.context: int = self.model.config.max_position_embeddings
-        self.prefixes = PrefixCache(prefix_limit or (4 << 30 if self.device.type == "cuda" else 512 << 20))
+        self.prefixes = PrefixCache(prefix_limit or (4 << 30 if self.device.type == "cuda" else 1 << 30))
         self.drafts = drafts
         self.counters = Counters()
         self._mask4d = torch.zeros(1, 1, 1, 1, device=self.device)
