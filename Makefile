@@ -32,7 +32,7 @@ setup: .venv/.complete ## .venv with the pinned packages
 reproduce: setup ## every table and figure into figures/PROFILE; FROM=results/cpu goes on from an exported run
 	@$(PY) -m ttsi.notebooks reproduce --profile $(PROFILE) $(if $(FROM),--from $(FROM))
 
-figures: setup ## the same from committed records, FROM=results/PROFILE: no model, no data, two minutes
+figures: setup ## the same from committed records, FROM=results/PROFILE: no model, no data, a minute
 	@$(PY) -m ttsi.notebooks figures --from $(or $(FROM),results/$(PROFILE))
 
 export: setup ## what was run into results/PROFILE, its outputs into the notebooks (or those in N="01 02"): what a commit needs
