@@ -67,7 +67,7 @@ from ttsi import figures, tables
 from ttsi.study import open_study
 print({"torch", "transformers", "jsonschema", "sklearn", "seaborn", "scipy.stats"} & set(sys.modules))"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n", "ten kernels pay for it"
+    assert done.stdout == "set()\n", "whoever opens a notebook waits for it"
 
 
 @each

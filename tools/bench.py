@@ -404,8 +404,8 @@ def main() -> None:
     if asked.report or asked.go_on:
         found = json.loads(path.read_text())
     if not asked.report:
-        if (found["model"], found.get("machine", asked.__dict__)["dtype"]) != (asked.model, asked.dtype):
-            parser.error(f"{path} is of {found['model']} in another dtype or of another model")
+        if asked.go_on and (of := (found["model"], found["machine"]["dtype"])) != (asked.model, asked.dtype):
+            parser.error(f"{path} was measured with {' in '.join(of)}")
         sources.fetch([asked.model])
         began = time.monotonic() - found["seconds"]
 

@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, get_args
 
@@ -29,15 +29,7 @@ _OPEN, _CLOSE = re.compile(r"<tool_call>\s*"), re.compile(r"\s*(?:</tool_call>|\
 _JSON_START = re.compile(r"""\{\s*["']|\[\s*\{""")
 _FENCE = re.compile(r"```[\w-]*\Z")
 _COSTLY = ("$schema", "$dynamicRef", "patternProperties", "unevaluatedProperties", "unevaluatedItems")
-_KINDS: dict[str, Callable[[Any], bool]] = {
-    "string": lambda value: isinstance(value, str),
-    "integer": lambda value: _number(value) and (isinstance(value, int) or value.is_integer()),
-    "number": lambda value: _number(value),
-    "boolean": lambda value: isinstance(value, bool),
-    "array": lambda value: isinstance(value, list),
-    "object": lambda value: isinstance(value, dict),
-    "null": lambda value: value is None,
-}
+_KINDS = ("string", "integer", "number", "boolean", "array", "object", "null")
 _FOLDED = re.compile(r"[ ,./\-_*^]")
 
 
@@ -133,9 +125,12 @@ def gold_calls(sample: Sample) -> tuple[Call, ...]:
 
 def fits(value: Any, schema: Mapping[str, Any]) -> bool:
     """Whether a value has its declared type. None declared: any. 29.0 is an integer, True isn't."""
+    # Imported here and below: with all its extras jsonschema builds a grammar of IRIs, for two seconds.
+    from jsonschema import Draft202012Validator
+
     declared = schema.get("type")
     kinds = [k for k in (declared if isinstance(declared, list) else [declared]) if k in _KINDS]
-    return not kinds or any(_KINDS[kind](value) for kind in kinds)
+    return not kinds or any(Draft202012Validator.TYPE_CHECKER.is_type(value, kind) for kind in kinds)
 
 
 def require_plain(value: Any) -> None:
@@ -169,7 +164,6 @@ def schema_errors(call: Call, tools: Sequence[Tool]) -> tuple[str, ...]:
     References are resolved inside the schema only, at most 1,000 of them; `pattern` and `uniqueItems` are
     not checked (their cost isn't linear). A schema that can't be applied is a line, never an exception.
     """
-    # Imported here: where JupyterLab is installed, jsonschema builds a grammar of IRIs for two seconds.
     from jsonschema import Draft202012Validator, validators
     from referencing import Registry
 
@@ -195,10 +189,6 @@ def schema_errors(call: Call, tools: Sequence[Tool]) -> tuple[str, ...]:
     except Exception as error:  # jsonschema lets through whatever a hostile schema causes
         found = [f"schema can't be applied: {type(error).__name__}: {error}"]
     return tuple(line[:200] for line in found[:20])
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 # --- reading ---------------------------------------------------------------------------------------
