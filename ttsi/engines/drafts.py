@@ -1,7 +1,8 @@
 """Guesses at what a reply says next; the engine checks every one of them.
 
 Prompt look-up decoding (Saxena 2023) and drafting from an earlier answer: a wrong guess costs a little
-time, a right one saves a pass over the weights.
+time, a right one saves a pass over the weights. A reply that runs on into the token limit mostly repeats
+itself, so it is looked up in what it has said so far as well.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ def propose(out: Sequence[int], draft: Sequence[int], lookup: Sequence[int], roo
     """At most `room` token ids likely to follow `out`; empty when nothing suggests any.
 
     draft: an earlier reply; followed as long as `out` repeats it, and found again by its last tokens
-    after a difference. lookup: text to search for the last tokens of `out`.
+    after a difference. lookup: text to search, and `out` behind it, for the last tokens of `out`.
     """
     if room <= 0:
         return ()
     if draft and tuple(draft[: len(out)]) == tuple(out):
         return tuple(draft[len(out) : len(out) + room])
-    for source in (draft, lookup):
+    for source in (draft, (*lookup, *out)):
         for size in range(min(_LONGEST_MATCH, len(out)), 1, -1):
             at = _last_occurrence(source, tuple(out[-size:]))
             if at >= 0:

@@ -90,7 +90,7 @@ class TorchEngine(ChatEngine):
 
     folder: a model folder (config, tokenizer, safetensors).
     dtype: "auto", "float32" or "bfloat16"; adapters and their optimisers are float32 always.
-    prefix_limit: bytes of prefix key-values to keep; by default 4 GiB on a GPU and 0.5 GiB on a CPU.
+    prefix_limit: bytes of prefix key-values to keep; by default 4 GiB on a GPU and 1 GiB on a CPU.
     drafts: whether drafted decoding is on; it changes the speed, not the text (float32).
     pack: keep the weights a second time in the processor library's own layout, which makes decoding a few
         rows together as fast as one; by default on a CPU in float32 if a third of the free memory holds it.
