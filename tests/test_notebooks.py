@@ -167,9 +167,11 @@ def test_a_run_uses_this_interpreter_and_the_given_values(shelf, tmp_path):
 
 
 def test_a_notebook_sees_nothing_of_the_one_before(shelf, tmp_path):
-    """They share a kernel, and nothing but what it has imported."""
-    shelf("01_first", "import os\nkept = [os.getpid()]\nkept")
-    shelf("02_second", "import os\nprint('kept' in globals(), Out, os.getpid())")
+    """They share a kernel, and nothing but what it has imported and the models it has loaded."""
+    load = "from ttsi.study import Study\nengine = Study('smoke').engine\nassert not engine.counters.passes"
+    shelf("01_first", load + "\nengine.counters.passes = 1", "import os\nkept = [os.getpid()]\nkept")
+    loaded = "from ttsi.study import Study\nassert Study('smoke').engine.counters.passes == 1"
+    shelf("02_second", loaded, "import os\nprint('kept' in globals(), Out, os.getpid())")
     with notebooks.this_kernel() as kernel:
         copies = [notebooks.execute(p, {"profile": "smoke"}, kernel) for p in notebooks.notebooks()]
     first, second = (nbformat.read(copy, 4).cells[-1] for copy in copies)

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from ttsi import benchmarks, prompts, stages
+from ttsi import study as study_module
 from ttsi.arms import ARMS
 from ttsi.config import load_profile
 from ttsi.engines.base import EngineError
@@ -269,6 +270,15 @@ def test_too_long_is_said_once_and_not_tried_again(runs: Path, monkeypatch: pyte
     assert (rows.status == "error").all() and rows.error.str.startswith("TooLong").all()
     monkeypatch.setattr(study.engine, "generate", lambda *_: pytest.fail("tried again"))
     study.run(["base"])
+
+
+def test_models_are_taken_over_only_where_they_were_kept(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_module, "_KEPT", {})
+    first = Study("smoke", n=1, **METHOD)
+    assert Study("smoke", n=1, **METHOD).engine is not first.engine
+    study_module.keep_models()
+    engines = [Study("smoke", n=2, **METHOD).engine, Study("smoke", n=1, dtype="bfloat16", **METHOD).engine]
+    assert [e is first.engine for e in engines] == [True, False]
 
 
 def test_a_group_that_was_cut_is_computed_whole(runs: Path) -> None:

@@ -46,6 +46,7 @@ RESULTS = Path("results")
 ARGS = "TTSI_ARGS"
 _EXPECTED = {"StoreError", "Unavailable", "WrongBytes"}  # their messages say all there is to say
 _KERNEL = "ttsi-this-python"
+_EMPTY = "from ttsi import study\nstudy.keep_models()\nget_ipython().reset()"
 _ANSI = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 
 
@@ -129,12 +130,12 @@ def execute(path: Path, parameters: Mapping[str, Any], kernel: AsyncKernelManage
 
 
 async def _empty(kernel: AsyncKernelManager) -> None:
-    """Leaves nothing of the last notebook but the modules it has imported."""
+    """Leaves nothing of the last notebook but the modules it has imported and the models it has loaded."""
     client = kernel.client()
     client.start_channels()
     try:
         await client.wait_for_ready(timeout=60)
-        await client.execute("get_ipython().reset()", silent=True, reply=True, timeout=60)
+        await client.execute(_EMPTY, silent=True, reply=True, timeout=60)
     finally:
         client.stop_channels()
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 Selection = tuple[str, Mode | None, str, int]
 """What is run of an arm: (arm, mode, inference, size of its pool or 0)."""
+_LIVE: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
+_KEPT: dict[tuple[Any, ...], Any] = {}
+"""Models that this process's studies have loaded, and those that later ones take over."""
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scikit-learn", "papermill")
 
 
@@ -142,6 +146,13 @@ class Study:
 
     def _load(self, model: str) -> Any:
         p = self.profile
+        rank = max(s.rank for s in (p, *map(p.variant, p.variants)))
+        key = (p.engine, model_dir(model), self.dtype, p.threads, p.gpu_memory_utilization, rank)
+        _LIVE[key] = engine = _KEPT.get(key) or self._started(model, rank)
+        return engine
+
+    def _started(self, model: str, rank: int) -> Any:
+        p = self.profile
         if p.engine == "torch":
             from ttsi.engines.torch import TorchEngine
 
@@ -158,7 +169,7 @@ class Study:
             name=model,
             dtype=self.dtype,
             gpu_memory_utilization=p.gpu_memory_utilization,
-            rank=max(s.rank for s in (p, *map(p.variant, p.variants))),
+            rank=rank,
             threads=p.threads,
         )
 
@@ -196,7 +207,7 @@ class Study:
                 versions[package] = "not installed"
         return {
             "versions": versions,
-            "commit": _commit(),
+            "commit": commit(),
             "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
             "model": self.profile.model,
             "dtype": self.dtype,
@@ -443,7 +454,16 @@ class Study:
         return planning.plan(self)
 
 
-def _commit() -> str:
+def keep_models() -> None:
+    """Has later studies of this process use the models that are loaded now, with what they know of prompts.
+
+    For notebooks that run one after the other in one kernel: a certain answer, say, is then not charged
+    with its prompt once per notebook.
+    """
+    _KEPT.update(_LIVE)
+
+
+def commit() -> str:
     """This code's commit, `-dirty` where what computes differs from it; figures it replaces don't count."""
     git = ["git", "-C", str(Path(__file__).resolve().parent.parent)]
     ask = partial(subprocess.run, capture_output=True, text=True, timeout=10)
