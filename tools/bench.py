@@ -23,6 +23,7 @@ from typing import Any
 from ttsi import benchmarks, sources, tables
 from ttsi.config import PAPER_SAMPLING
 from ttsi.engines.base import native_dtype
+from ttsi.study import commit
 from ttsi.types import LoraSettings, Sampling
 
 WRITE = Sampling(repetition_penalty=PAPER_SAMPLING.repetition_penalty, max_tokens=256)
@@ -343,7 +344,7 @@ def measure(
                 begun = ours("begin", sample=sample, tau=TAU)
                 if "texts" not in begun:
                     continue  # certain, or no example could be read: nothing to compare
-                row = {"benchmark": name, "sample": sample, "begin": begun}
+                row = {"benchmark": name, "sample": sample, "begin": begun, "commit": commit()}
                 _take_turns(ours, theirs, row, begun.pop("texts"), len(taken))
                 taken.append(row)
                 found["samples"].append(row)

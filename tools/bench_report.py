@@ -278,6 +278,12 @@ def stages(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
+def _commits(found: Mapping[str, Any]) -> str:
+    """Which code measured what, as far as a run has kept it."""
+    known = {(r["benchmark"], r["commit"]): None for r in found["samples"] if "commit" in r}
+    return "".join(f"{benchmark} measured at commit `{commit}`. " for benchmark, commit in known)
+
+
 def report(found: Mapping[str, Any]) -> None:
     """Writes figures/bench.{csv,md,png,pdf} and figures/bench_scaling.*, and prints the table of bars."""
     table = rows(found)
@@ -299,7 +305,7 @@ def report(found: Mapping[str, Any]) -> None:
         "Ratios are geometric means over samples with 95 % t intervals, of programs that took turns in this "
         "one run; of 'together' rows n counts repetitions of the same samples, so their interval is of the "
         "timing only. T of the usual loop: training, merge, save, reload, unless a row says training alone. "
-        "A GPU: not measured.",
+        f"{_commits(found)}A GPU: not measured.",
         tables.markdown(shown),
         floor(table),
         "Seconds per uncertain sample whose first greedy example could be read (means). `usual` computes "
