@@ -208,7 +208,7 @@ class Study:
         return {
             "versions": versions,
             "commit": commit(),
-            "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
+            "machine": f"{_processor()}, {os.cpu_count()} cores{_threads(self.profile)}, {platform.system()}",
             "model": self.profile.model,
             "dtype": self.dtype,
         }
@@ -474,6 +474,10 @@ def commit() -> str:
         return f"{name}-dirty" if changed else name
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def _threads(p: Profile) -> str:
+    return f" ({p.threads} used)" if p.threads else ""
 
 
 def _processor() -> str:
