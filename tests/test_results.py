@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from ttsi import benchmarks, results, sources, trainer
+from ttsi.memory import REDACTED
 from ttsi.results import Redactor, Results, load_into, quotations
-from ttsi.stages import REDACTED
 from ttsi.study import Study, open_study
 from ttsi.synthesizer import copy_ratio
 from ttsi.types import Message, Query, Sample

@@ -49,6 +49,18 @@ def test_rows_of_another_context_say_so(tmp_path: Path) -> None:
         assert dict(db.execute(query)) == {"b-1": "m", "b-2": "n", "b-3": "m"}
 
 
+def test_a_store_says_which_machine_made_what(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s.sqlite", {"machine": "two cores"})
+    put(store, Row("b-1", "ok", "1", 0, 1))
+    store.put("adapted", {"lora": {"mode": "exact"}}, "b", 0, [Row("b-1", "ok", "1", 0, 1)])
+    other = store.under({"machine": "one core"})
+    other.put(
+        "adapted", {"lora": {"mode": "exact"}}, "b", 0, [Row(i, "ok", "2", 0, 1) for i in ("b-1", "b-2")]
+    )
+    put(store.under({"model": "of an old run"}), Row("b-2", "ok", "1", 0, 1))
+    assert store.machines() == {"two cores": {"answer", "adapted exact"}, "one core": {"adapted exact"}}
+
+
 def test_a_batch_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
     store = Store(tmp_path / "s.sqlite")
     with pytest.raises(StoreError, match=r"s\.sqlite"):

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ttsi import benchmarks, prompts, stages
+from ttsi import benchmarks, memory, prompts
 from ttsi import study as study_module
 from ttsi.arms import ARMS
 from ttsi.config import load_profile
@@ -299,8 +299,8 @@ def test_other_words_in_a_prompt_are_other_results(monkeypatch: pytest.MonkeyPat
     """Whatever writes them: the prompts, the reading of messages, or the reading of tools."""
 
     def key() -> str:
-        stages.prompts_hash.cache_clear()
-        return stages.prompts_hash("fixture", 0, "shuffled", False)
+        memory.prompts_hash.cache_clear()
+        return memory.prompts_hash("fixture", 0, "shuffled", False)
 
     before = key()
     assert key() == before
@@ -314,7 +314,7 @@ def test_other_words_in_a_prompt_are_other_results(monkeypatch: pytest.MonkeyPat
         patch.setitem(benchmarks._ROLES, "agent", "user")
         assert key() != before, "one conversation of the fixture has an agent"
     assert key() == before
-    stages.prompts_hash.cache_clear()
+    memory.prompts_hash.cache_clear()
 
 
 def test_the_key_is_the_same_for_any_n_and_differs_by_seed(runs: Path) -> None:

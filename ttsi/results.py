@@ -23,8 +23,9 @@ from pydantic import TypeAdapter
 from ttsi import benchmarks, frames, pools, sources
 from ttsi.config import Profile
 from ttsi.downloads import say
+from ttsi.memory import REDACTED, prompts_hash
 from ttsi.models import model_hash
-from ttsi.stages import REDACTED, prompts_hash, together, writing
+from ttsi.stages import together, writing
 from ttsi.store import Row, Store
 from ttsi.synthesizer import compared, copy_ratio
 from ttsi.types import Sample, Synthesis

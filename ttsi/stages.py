@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, lru_cache, partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from pydantic import TypeAdapter
-from tqdm import tqdm
 
-from ttsi import benchmarks, estimator, prompts, synthesizer
+from ttsi import estimator, prompts, synthesizer
 from ttsi.calls import format_calls
 from ttsi.config import Profile
 from ttsi.downloads import digest
 from ttsi.engines.base import EngineError, Prompt, Request
-from ttsi.models import model_hash
-from ttsi.outcomes import NOT_RUN, Adapted, Done, Fitted, Material, Mode, Who
+from ttsi.memory import Host, Memory, as_done, as_row
+from ttsi.outcomes import Adapted, Done, Fitted, Material, Mode, Who
 from ttsi.pools import Worked
 from ttsi.seeds import seed_for
-from ttsi.store import Row, Store, settings_hash
+from ttsi.store import settings_hash
 from ttsi.types import (
     Generation,
     LoraSettings,
     Message,
     Query,
-    Sample,
     Sampling,
     Scored,
     Synthesis,
@@ -42,35 +38,12 @@ from ttsi.types import (
 if TYPE_CHECKING:
     from ttsi.engines.lora import Adapter
 
-T = TypeVar("T")
-
-REDACTED = "redacted "
-"""Before the name of a stage: rows of an exported run whose text was replaced by its SHA-256. They say how
-a stage went; where the text itself is needed, the stage is run."""
-
 _REPLIES = TypeAdapter(tuple[Generation, ...])
 _SCORED = TypeAdapter(tuple[Scored, ...])
 _SYNTHESIS = TypeAdapter(Synthesis)
 _ADAPTED = TypeAdapter(Adapted)
 _FITTED = TypeAdapter(Fitted)
 _VECTORS = TypeAdapter(list[str])
-_WHOLE_GROUPS = {"answer", "score"}
-
-
-class Host(Protocol):
-    """What the stages need of a study."""
-
-    profile: Profile
-    store: Store
-    dtype: str
-
-    @property
-    def engine(self) -> Any: ...
-
-    @property
-    def teacher_engine(self) -> Any: ...
-
-    def samples(self, benchmark: str, seed: int) -> list[Sample]: ...
 
 
 @dataclass(frozen=True)
@@ -81,32 +54,18 @@ class _Form:
     shown: bool = False
 
 
-class StoredStages:
+class StoredStages(Memory):
     """An `arms.Stages` that remembers. With `compute=False` what is missing is a `Done` without value.
 
-    inference: what is asked for, one reply or votes. arm: whose results are wanted; it decides which forms
-    of an answer are had from an adapter before it is dropped. asked, lacked: of each stage, the samples that
-    results were wanted for, and those of them that had none. settings: hashes of what each ran under.
+    inference: what is asked for, one reply or votes. arm: it decides which forms of an answer are had from an
+    adapter before it is dropped.
     """
 
     def __init__(
         self, study: Host, benchmark: str, seed: int, inference: str, compute: bool, arm: str = "base"
     ) -> None:
-        self.study, self.benchmark, self.seed, self.compute = study, benchmark, seed, compute
-        self.profile = study.profile
-        self.inference, self.arm = inference, arm
-        self.asked: dict[str, set[str]] = {}
-        self.lacked: dict[str, set[str]] = {}
-        self.settings: dict[str, set[str]] = {}
-
-    @property
-    def complete(self) -> bool:
-        """Whether everything that was asked for so far was there."""
-        return not any(self.lacked.values())
-
-    def stored(self, label: str) -> set[str]:
-        """The samples whose results of a stage were asked for and there."""
-        return self.asked.get(label, set()) - self.lacked.get(label, set())
+        super().__init__(study, benchmark, seed, compute, arm)
+        self.inference = inference
 
     # --- H, G and plain answers -------------------------------------------------------------------------
 
@@ -289,7 +248,7 @@ class StoredStages:
             done = self._adapt(batch, material, lora, [form, *sorted(others, key=repr)])
             for other in [f for f in others if f in done]:
                 rows = [
-                    _row(q, v, _ADAPTED, 0.0, len(batch)) for q, v in zip(batch, done[other], strict=True)
+                    as_row(q, v, _ADAPTED, 0.0, len(batch)) for q, v in zip(batch, done[other], strict=True)
                 ]
                 for q, row in zip(batch, rows, strict=True):
                     self._put("adapted", self._adapting(other, lora), [row], {q.id: names[q.id]})
@@ -406,7 +365,7 @@ class StoredStages:
     def _fit(self, one: Query, training: Mapping[str, Any], label: str) -> Done[Fitted]:
         row = self._rows("fit", training, [one], None).get(one.id)
         self._note(label, [one.id], set() if row else {one.id}, training)
-        return _done(row, _FITTED)
+        return as_done(row, _FITTED)
 
     def _shared_adapter(
         self, one: Query, material: Material, lora: LoraSettings, training: Mapping[str, Any]
@@ -416,7 +375,7 @@ class StoredStages:
         engine = self.study.engine
         folder = self.study.store.path.parent / "adapters" / settings_hash({**training, "seed": self.seed})
         weights = folder / "adapter_model.safetensors"
-        known = _done(self._rows("fit", training, [one], None).get(one.id), _FITTED).value
+        known = as_done(self._rows("fit", training, [one], None).get(one.id), _FITTED).value
         if known is not None and known.fit is None:
             return None
         if known is not None and weights.is_file() and digest(weights) == known.sha256:
@@ -426,7 +385,7 @@ class StoredStages:
         done = trainer.fit(engine, [trainer.Job(_lesson(material.read()), seed)], lora)[0]
         seconds = time.perf_counter() - began
         if done is None:
-            self._put("fit", training, [_row(one, Fitted(None, seconds), _FITTED, seconds)])
+            self._put("fit", training, [as_row(one, Fitted(None, seconds), _FITTED, seconds)])
             return None
         new = folder.with_name(f".{folder.name}.new")
         shutil.rmtree(new, ignore_errors=True)
@@ -434,7 +393,7 @@ class StoredStages:
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
         fitted = Fitted(done[1], seconds, digest(weights))
-        self._put("fit", training, [_row(one, fitted, _FITTED, seconds)])
+        self._put("fit", training, [as_row(one, fitted, _FITTED, seconds)])
         return done[0]
 
     # --- where questions lie ----------------------------------------------------------------------------
@@ -510,154 +469,8 @@ class StoredStages:
     def _sampling(self, votes: bool) -> Sampling:
         return self.profile.vote_sampling if votes else self.profile.direct_sampling
 
-    # --- remembering ------------------------------------------------------------------------------------
-
-    def _settings(self, who: Who = "self", **more: Any) -> dict[str, Any]:
-        """What affects a result, and nothing else: two runs that agree in it have the result in common.
-
-        `samples` stands for every word of the prompts, whatever in the code put it there.
-        """
-        p = self.profile
-        endpoint = who == "teacher" and isinstance(p.teacher, dict)
-        return {
-            "model": _identity(p.teacher if who == "teacher" else p.model),
-            "dtype": "endpoint" if endpoint else self.study.dtype,
-            **({} if endpoint or p.engine == "torch" else {"engine": p.engine}),
-            "data": _data_hash(self.benchmark),
-            "tool_order": p.tool_order,
-            "keep_components": p.keep_components,
-            "prompts": prompts.version(),
-            "samples": prompts_hash(self.benchmark, self.seed, p.tool_order, p.keep_components),
-            **more,
-        }
-
     def _writing(self, index: int, writer: Who = "self") -> dict[str, Any]:
         return self._settings(writer, **writing(self.profile, index, writer))
-
-    def _stage(
-        self,
-        stage: str,
-        settings: Mapping[str, Any],
-        queries: Sequence[Query],
-        kind: TypeAdapter[T],
-        compute: Callable[[Sequence[Query]], list[T]],
-        names: Mapping[str, Any] | None = None,
-        label: str = "",
-        redacted: bool = False,
-    ) -> dict[str, Done[T]]:
-        """A stage's results, computed where missing, group by group.
-
-        names: by query id what the sample's result depends on besides the settings. redacted: results whose
-        text is gone will do.
-        """
-        rows = self._rows(stage, settings, queries, names)
-        if redacted:
-            rows = self._rows(REDACTED + stage, settings, queries, names) | rows
-        missing = {q.id for q in queries if q.id not in rows or _passing(rows[q.id])}
-        self._note(label or stage, (q.id for q in queries), missing, settings)
-        if missing and self.compute:
-            groups = [g for g in self.groups(queries) if any(q.id in missing for q in g)]
-            title = f"{self.benchmark} {self.arm}: {label or stage}"
-            for group in tqdm(groups, desc=title, unit="batch", disable=len(groups) < 2, leave=False):
-                # A group that was cut is computed whole: in bfloat16 the shape of a batch can turn a
-                # near-tie. The store keeps the rows it has. G and T come in groups that the threshold
-                # forms anyway.
-                batch = group if stage in _WHOLE_GROUPS else [q for q in group if q.id in missing]
-                self._put(stage, settings, _computed(batch, compute, kind), names)
-            rows |= self._rows(stage, settings, queries, names)
-        return {q.id: _done(rows.get(q.id), kind) for q in queries}
-
-    def groups(self, queries: Sequence[Query]) -> list[list[Query]]:
-        """The queries by fixed groups of the permutation, whatever else is asked for."""
-        at = {
-            s.id: i // self.profile.batch for i, s in enumerate(self.study.samples(self.benchmark, self.seed))
-        }
-        groups: dict[int, list[Query]] = {}
-        for query in queries:
-            groups.setdefault(at.get(query.id, -1), []).append(query)
-        return [groups[i] for i in sorted(groups)]
-
-    def _rows(
-        self,
-        stage: str,
-        settings: Mapping[str, Any],
-        queries: Sequence[Query],
-        names: Mapping[str, Any] | None,
-    ) -> dict[str, Row]:
-        rows: dict[str, Row] = {}
-        for part, ids in _by_name(settings, [q.id for q in queries], names):
-            rows |= self.study.store.get(stage, part, self.benchmark, self.seed, ids)
-        return rows
-
-    def _put(
-        self,
-        stage: str,
-        settings: Mapping[str, Any],
-        rows: Sequence[Row],
-        names: Mapping[str, Any] | None = None,
-    ) -> None:
-        by_id = {r.sample: r for r in rows}
-        for part, ids in _by_name(settings, list(by_id), names):
-            self.study.store.put(stage, part, self.benchmark, self.seed, [by_id[i] for i in ids])
-
-    def _note(
-        self, label: str, asked: Iterable[str], lacked: set[str], settings: Mapping[str, Any] | None = None
-    ) -> None:
-        self.asked.setdefault(label, set()).update(asked)
-        self.settings.setdefault(label, set()).add(settings_hash(settings or {}))
-        self.lacked.setdefault(label, set()).update(lacked)
-
-
-def _by_name(
-    settings: Mapping[str, Any], ids: Sequence[str], names: Mapping[str, Any] | None
-) -> list[tuple[Mapping[str, Any], list[str]]]:
-    """Settings with the samples stored under them; `names` divides the samples."""
-    if names is None:
-        return [(settings, list(ids))]
-    parts: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
-    for i in ids:
-        part = {**settings, "material": names[i]}
-        parts.setdefault(repr(names[i]), (part, []))[1].append(i)
-    return list(parts.values())
-
-
-def _computed(
-    queries: Sequence[Query], compute: Callable[[Sequence[Query]], list[T]], kind: TypeAdapter[T]
-) -> list[Row]:
-    """A batch's rows. If the machine fails on the batch, each sample is tried alone; what fails then is
-    an error row: kept apart, never scored, tried again by the next run."""
-    began = time.perf_counter()
-    try:
-        values = compute(queries)
-    except EngineError as error:
-        if len(queries) > 1:
-            return [row for q in queries for row in _computed([q], compute, kind)]
-        return [Row(queries[0].id, "error", f"{type(error).__name__}: {error}", 0.0, 1)]
-    seconds = (time.perf_counter() - began) / len(queries)
-    return [_row(q, v, kind, seconds, len(queries)) for q, v in zip(queries, values, strict=True)]
-
-
-def _done(row: Row | None, kind: TypeAdapter[T]) -> Done[T]:
-    if row is None:
-        return Done(None, NOT_RUN)
-    if row.status == "error":
-        return Done(None, row.value, row.seconds, row.source)
-    return Done(_read(kind, row.value), "", row.seconds, row.source)
-
-
-@lru_cache(maxsize=50_000)
-def _read(kind: TypeAdapter[T], text: str) -> T:
-    """A row's value. Arms read the same rows, so each is parsed once."""
-    return kind.validate_json(text)
-
-
-def _row(query: Query, value: T, kind: TypeAdapter[T], seconds: float, batch: int = 1) -> Row:
-    return Row(query.id, "ok", kind.dump_json(value).decode(), seconds, batch)
-
-
-def _passing(row: Row) -> bool:
-    """Whether a row is a failure that may pass: tried again by the next run. What is too long stays so."""
-    return row.status == "error" and not row.value.startswith("TooLong")
 
 
 def writing(p: Profile, index: int, writer: Who = "self") -> dict[str, Any]:
@@ -704,28 +517,3 @@ def _finite(replies: Iterable[Generation]) -> bool:
 
 def _lesson(worked: Iterable[Worked]) -> tuple[tuple[Prompt, str], ...]:
     return tuple((prompts.act(w.query), w.reply) for w in worked)
-
-
-@cache
-def prompts_hash(benchmark: str, seed: int, tool_order: Literal["shuffled", "original"], keep: bool) -> str:
-    """A hash of every word that a benchmark's samples put into prompts, in their order, whatever n is."""
-    parts = hashlib.sha256()
-    for sample in benchmarks.load(benchmark, None, tool_order, seed, keep):
-        for prompt in (prompts.act(sample.query), prompts.synthesis(sample.query)):
-            turns = [(m.role, m.content) for m in prompt.messages]
-            parts.update(json.dumps([sample.id, prompt.system, turns]).encode())
-    return parts.hexdigest()[:16]
-
-
-@cache
-def _data_hash(benchmark: str) -> str:
-    return benchmarks.fingerprint(benchmark)
-
-
-def _identity(model: str | dict[str, Any] | None) -> str:
-    """What identifies who answers: a model's hash, or that of an endpoint's settings."""
-    if not isinstance(model, dict):
-        return model_hash(model or "")
-    from ttsi.engines.openai import Endpoint
-
-    return Endpoint.model_validate(model).fingerprint

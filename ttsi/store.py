@@ -36,6 +36,10 @@ _SCHEMA = (
 )
 _FIELDS = "stage, settings, benchmark, sample, seed, status, value, seconds, batch, run, checksum"
 _KEY = "stage = ? AND settings = ? AND benchmark = ? AND sample = ? AND seed = ?"
+_MACHINES = """SELECT DISTINCT r.stage,
+    CASE WHEN json_valid(s.json) THEN json_extract(s.json, '$.lora.mode') END,
+    CASE WHEN json_valid(run.context) THEN json_extract(run.context, '$.machine') END
+    FROM result r JOIN run ON run.id = r.run JOIN settings s ON s.hash = r.settings"""
 
 
 class StoreError(Exception):
@@ -106,6 +110,15 @@ class Store:
             self._others[text] = other = copy.copy(self)
             other._context, other._run = text, None
         return self._others[text]
+
+    def machines(self) -> dict[str, set[str]]:
+        """Machine → stages that it has results of, a training stage with its mode ("adapted exact")."""
+        found: dict[str, set[str]] = {}
+        with closing(self._db.execute(_MACHINES)) as rows:
+            for stage, mode, machine in rows:
+                if machine:
+                    found.setdefault(machine, set()).add(f"{stage} {mode}" if mode else stage)
+        return found
 
     def close(self) -> None:
         """Closes the file; what was put before is safe."""

@@ -219,6 +219,8 @@ class Study:
         versions = ", ".join(f"{k} {v}" for k, v in c["versions"].items())
         counts = ", ".join(f"{b} {'all' if n is None else n}" for b, n in p.benchmarks.items())
         heat = p.answer_temperature
+        others = {m: stages for m, stages in self.store.machines().items() if m != c["machine"]}
+        apart = "".join(f" · {', '.join(sorted(stages))}: {m}" for m, stages in sorted(others.items()))
         return (
             f"**Run** `{p.name}` · model `{p.model}` ({model_hash(p.model)[:12]}, {self.dtype}) · "
             f"teacher `{p.teacher_name if p.teacher else 'none'}` · "
@@ -226,7 +228,7 @@ class Study:
             f"{p.epochs} epochs · SFT {p.sft_epochs or p.epochs} · "
             f"{f'answers at temperature {heat}' if heat else 'greedy answers'} · "
             f"commit `{c['commit']}`  \n"
-            f"**Machine** {c['machine']} · {versions}"
+            f"**Machine** {c['machine']}{apart} · {versions}"
         )
 
     # --- running ----------------------------------------------------------------------------------------
