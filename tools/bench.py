@@ -329,6 +329,7 @@ def measure(
     keep: Callable[[dict[str, Any]], None],
 ) -> None:
     """Adds to `found` what it lacks of a run's measurements; `keep` gets what there is after each sample."""
+    code = commit()
     with ExitStack() as stack:
         ours, theirs, vllm = (
             stack.enter_context(Worker(n, model, dtype)) for n in ("ours", "theirs", "vllm")
@@ -344,7 +345,7 @@ def measure(
                 begun = ours("begin", sample=sample, tau=TAU)
                 if "texts" not in begun:
                     continue  # certain, or no example could be read: nothing to compare
-                row = {"benchmark": name, "sample": sample, "begin": begun, "commit": commit()}
+                row = {"benchmark": name, "sample": sample, "begin": begun, "commit": code}
                 _take_turns(ours, theirs, row, begun.pop("texts"), len(taken))
                 taken.append(row)
                 found["samples"].append(row)

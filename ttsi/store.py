@@ -114,10 +114,13 @@ class Store:
     def machines(self) -> dict[str, set[str]]:
         """Machine → stages that it has results of, a training stage with its mode ("adapted exact")."""
         found: dict[str, set[str]] = {}
-        with closing(self._db.execute(_MACHINES)) as rows:
-            for stage, mode, machine in rows:
-                if machine:
-                    found.setdefault(machine, set()).add(f"{stage} {mode}" if mode else stage)
+        try:
+            rows = self._db.execute(_MACHINES).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot read the store {self.path}: {error}") from error
+        for stage, mode, machine in rows:
+            if machine:
+                found.setdefault(machine, set()).add(f"{stage} {mode}" if mode else stage)
         return found
 
     def close(self) -> None:

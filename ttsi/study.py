@@ -459,8 +459,8 @@ class Study:
 def keep_models() -> None:
     """Has later studies of this process use the models that are loaded now, with what they know of prompts.
 
-    For notebooks that run one after the other in one kernel: a certain answer, say, is then not charged
-    with its prompt once per notebook.
+    For notebooks that run one after the other in one kernel: what comes first in each is then not charged
+    with loading a model and with passes over prompts that it has read before.
     """
     _KEPT.update(_LIVE)
 
