@@ -247,8 +247,8 @@ def agreement(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def floor(table: pd.DataFrame) -> str:
-    """What the arithmetic alone allows of T's bars, and how near each program comes to the machine's rate."""
+def floor(table: pd.DataFrame, found: Mapping[str, Any]) -> str:
+    """What arithmetic and lengths alone allow of the bars, and how near each program comes to it."""
     t = table[table.stage == "T"]
     lines = []
     for benchmark, group in t.groupby("benchmark", sort=False):
@@ -260,6 +260,15 @@ def floor(table: pd.DataFrame) -> str:
                 f"- {benchmark}: T of the usual loop needs {allowed:.2f} times the arithmetic of `{mode}`: "
                 "the ratio to expect where both reach the same share of the machine's rate. They reach "
                 f"{100 * reached['usual']:.0f} % and {100 * reached[mode]:.0f} %."
+            )
+    for batch in found["batch"]:
+        lengths = [len(reply) for reply in batch.get("replies", [])]
+        if lengths:
+            lines.append(
+                f"- {len(lengths)} together: the replies have {sum(lengths)} tokens, the longest "
+                f"{max(lengths)}. With a token a pass, decoding them together takes as many passes as the longest has tokens: "
+                f"at most {sum(lengths) / max(lengths):.2f} times as fast as one by one, if a pass over "
+                f"{len(lengths)} rows cost no more than one over a single row."
             )
     return "\n".join(lines)
 
@@ -307,7 +316,7 @@ def report(found: Mapping[str, Any]) -> None:
         "timing only. T of the usual loop: training, merge, save, reload, unless a row says training alone. "
         f"{_commits(found)}A GPU: not measured.",
         tables.markdown(shown),
-        floor(table),
+        floor(table, found),
         "Seconds per uncertain sample whose first greedy example could be read (means). `usual` computes "
         "each prompt anew in every stage (its `base` holds that pass, ttsi's stands apart as `prefix`) and "
         "decodes token by token; ttsi guesses ahead: its base answer and example are drafted from the "

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from ttsi.types import LoraSettings
 
 # In float32 on a CPU the library repacks the weights at every product, which for a few rows takes longer than
-# the product itself. Packed once, 8 rows cost little more than 1 (measured); above some 40 rows the packing
-# is lost in the work, and up to a few hundred `W @ x.T` is the faster order.
-_PACKED_ROWS, _FLIPPED_ROWS = 40, 300
+# the product itself. Packed once, 8 rows cost little more than 1 and 40 to 100 are a fifth to a half faster
+# (measured); above some 200 rows the packing is lost in the work. Of weights that are not packed, `W @ x.T`
+# is the faster order up to a few hundred rows.
+_PACKED_ROWS, _FLIPPED_ROWS = 200, 300
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,17 @@ class LoraLinear(nn.Module):
 class FrozenWeight:
     """`x @ weight.T` for a weight that never changes, each time by the fastest way there is.
 
-    pack: keep a second copy of the weight in the processor library's own layout (float32 on a CPU only).
+    pack: keep two more copies of the weight in the processor library's own layout, one for the product and
+    one for its gradient (float32 on a CPU only).
     """
 
     def __init__(self, weight: Tensor, pack: bool) -> None:
         self.weight = weight
         self.plain = weight.device.type != "cpu" or weight.dtype != torch.float32
-        self.packed: Tensor | None = None
+        self.packed = self.packed_back = None
         if pack and not self.plain:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 8)
+            self.packed = _pack(weight)
+            self.packed_back = _pack(weight.t())
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.plain:
@@ -83,9 +86,11 @@ class FrozenWeight:
 
     def product(self, x: Tensor) -> Tensor:
         """The product itself, without a graph (float32 on a CPU)."""
-        if self.packed is not None and x.numel() <= _PACKED_ROWS * x.shape[-1]:
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
-        return _product(x, self.weight)
+        return _product(x, self.weight, self.packed)
+
+    def back(self, gradient: Tensor) -> Tensor:
+        """What a gradient of the product makes of x: `gradient @ weight` (float32 on a CPU)."""
+        return _product(gradient, self.weight.t(), self.packed_back)
 
 
 class _Frozen(torch.autograd.Function):
@@ -93,12 +98,12 @@ class _Frozen(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: FrozenWeight) -> Tensor:
-        ctx.weight = weight.weight
+        ctx.weight = weight
         return weight.product(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _product(gradient, ctx.weight.t()), None
+        return ctx.weight.back(gradient), None
 
 
 class _Adapted(torch.autograd.Function):
@@ -117,7 +122,7 @@ class _Adapted(torch.autograd.Function):
             y += bias
         low = torch.bmm(x, a.transpose(1, 2))
         ctx.save_for_backward(x, low, a, b)
-        ctx.weight = weight.weight
+        ctx.weight = weight
         return y.baddbmm_(low, b.transpose(1, 2))
 
     @staticmethod
@@ -126,15 +131,22 @@ class _Adapted(torch.autograd.Function):
         into_low = torch.bmm(b.transpose(1, 2), gradient.transpose(1, 2))  # [rows, r, tokens]
         into_x = None
         if ctx.needs_input_grad[0]:
-            into_x = _product(gradient, ctx.weight.t()).baddbmm_(into_low.transpose(1, 2), a)
+            into_x = ctx.weight.back(gradient).baddbmm_(into_low.transpose(1, 2), a)
         into_b = torch.bmm(low.transpose(1, 2), gradient).transpose(1, 2)
         return into_x, None, None, torch.bmm(into_low, x), into_b
 
 
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """`x @ weight.T`, row-major; as `(weight @ x.T).T` where that is faster (measured)."""
+def _pack(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 8)
+    return packed
+
+
+def _product(x: Tensor, weight: Tensor, packed: Tensor | None) -> Tensor:
+    """`x @ weight.T`, row-major; `packed`: the same weight in the library's own layout, if there is one."""
     rows = x.reshape(-1, x.shape[-1])
-    if 1 < len(rows) <= _FLIPPED_ROWS:
+    if packed is not None and len(rows) <= _PACKED_ROWS:
+        y = torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
+    elif 1 < len(rows) <= _FLIPPED_ROWS:
         y = torch.mm(weight, rows.t()).t().contiguous()
     else:
         y = torch.mm(rows, weight.t())
