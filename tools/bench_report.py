@@ -266,9 +266,9 @@ def floor(table: pd.DataFrame, found: Mapping[str, Any]) -> str:
         if lengths:
             lines.append(
                 f"- {len(lengths)} together: the replies have {sum(lengths)} tokens, the longest "
-                f"{max(lengths)}. With a token a pass, decoding them together takes as many passes as the longest has tokens: "
-                f"at most {sum(lengths) / max(lengths):.2f} times as fast as one by one, if a pass over "
-                f"{len(lengths)} rows cost no more than one over a single row."
+                f"{max(lengths)}. With a token a pass, decoding them together takes as many passes as the "
+                f"longest has tokens: at most {sum(lengths) / max(lengths):.2f} times as fast as one by one, "
+                f"if a pass over {len(lengths)} rows cost no more than one over a single row."
             )
     return "\n".join(lines)
 
