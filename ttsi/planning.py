@@ -114,8 +114,9 @@ def plan(study: Study) -> str:
                     stored = min(max(0, len(need.stored) - need.before), asked)
                     cost = (asked - stored) * need.rate
                     seconds += cost
+                    what = f"{benchmark} seed {seed} {stage}"
                     lines.append(
-                        f"  {benchmark} seed {seed} {stage:32s} {asked:5.0f} samples, {stored:5.0f} stored, "
+                        f"  {what:48s} {asked:5.0f} samples, {stored:5.0f} stored, "
                         f"about {cost / 60:5.1f} min to compute"
                     )
                 lines += [f"  {b}: {a} {why}" for (b, a), why in part.lacking.items() if b == benchmark]
