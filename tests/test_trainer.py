@@ -63,7 +63,9 @@ def peft_losses(folder: Path, engine: TorchEngine, job: Job, settings: LoraSetti
 
 @pytest.mark.parametrize("mode", ["exact", "activated"])
 @pytest.mark.parametrize("clip", [1.0, 0.01])
-def test_losses_equal_plain_peft(tiny_folder: Path, engine: TorchEngine, mode: Any, clip: float) -> None:
+@pytest.mark.parametrize("pack", [True, False])
+def test_losses_equal_plain_peft(tiny_folder: Path, mode: Any, clip: float, pack: bool) -> None:
+    engine = TorchEngine(tiny_folder, dtype="float32", pack=pack)
     settings = LoraSettings(mode=mode, learning_rate=1e-3, epochs=4, clip=clip)
     for job in JOBS[:2]:
         ours = train(engine, [job], settings)[0][1].losses
