@@ -289,8 +289,11 @@ def stages(table: pd.DataFrame) -> pd.DataFrame:
 
 def _commits(found: Mapping[str, Any]) -> str:
     """Which code measured what, as far as a run has kept it."""
-    known = {(r["benchmark"], r["commit"]): None for r in found["samples"] if "commit" in r}
-    return "".join(f"{benchmark} measured at commit `{commit}`. " for benchmark, commit in known)
+    known = {(r["benchmark"], r.get("commit")): None for r in found["samples"]}
+    return "".join(
+        f"{benchmark} measured {f'at commit `{c}`' if c else 'in an earlier run, by earlier code'}. "
+        for benchmark, c in known
+    )
 
 
 def report(found: Mapping[str, Any]) -> None:
@@ -311,8 +314,8 @@ def report(found: Mapping[str, Any]) -> None:
     text = [
         f"{found['model']}, {machine['dtype']}, {machine['threads']} threads; matrix products at "
         f"{machine['flops'] / 1e9:.0f} GFLOP/s; {found['seconds'] / 60:.0f} minutes. "
-        "Ratios are geometric means over samples with 95 % t intervals, of programs that took turns in this "
-        "one run; of 'together' rows n counts repetitions of the same samples, so their interval is of the "
+        "Ratios are geometric means over samples with 95 % t intervals, of programs that took turns on "
+        "each; of 'together' rows n counts repetitions of the same samples, so their interval is of the "
         "timing only. T of the usual loop: training, merge, save, reload, unless a row says training alone. "
         f"{_commits(found)}A GPU: not measured.",
         tables.markdown(shown),
@@ -321,7 +324,8 @@ def report(found: Mapping[str, Any]) -> None:
         "each prompt anew in every stage (its `base` holds that pass, ttsi's stands apart as `prefix`) and "
         "decodes token by token; ttsi guesses ahead: its base answer and example are drafted from the "
         "prompt, its adapted answer from the example too. Its activated T stands on the prefix pass, which "
-        "is not in it. H, G and `base` of `exact` and `activated` are one measurement.",
+        "is not in it. H, G and `base` of `exact` and `activated` are one measurement. The peak is the process's: "
+        "where `exact` went first, as on VirusTotal's first sample, that of `activated` holds what it left.",
         tables.markdown(stages(table)),
         "\n".join(f"- {line}" for line in agreement(found)),
         f"Base answers by torch and vLLM{_vllm_version(found)}, reading the prompts included, from cold "
