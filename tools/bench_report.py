@@ -324,8 +324,8 @@ def report(found: Mapping[str, Any]) -> None:
         "each prompt anew in every stage (its `base` holds that pass, ttsi's stands apart as `prefix`) and "
         "decodes token by token; ttsi guesses ahead: its base answer and example are drafted from the "
         "prompt, its adapted answer from the example too. Its activated T stands on the prefix pass, which "
-        "is not in it. H, G and `base` of `exact` and `activated` are one measurement. The peak is the process's: "
-        "where `exact` went first, as on VirusTotal's first sample, that of `activated` holds what it left.",
+        "is not in it. H, G and `base` of `exact` and `activated` are one measurement. Peaks are of "
+        "processes: what `exact` has freed may still be in `activated`'s where it went first.",
         tables.markdown(stages(table)),
         "\n".join(f"- {line}" for line in agreement(found)),
         f"Base answers by torch and vLLM{_vllm_version(found)}, reading the prompts included, from cold "
