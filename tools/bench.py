@@ -380,14 +380,14 @@ def _take_turns(ours: Worker, theirs: Worker, row: dict[str, Any], texts: dict[s
     """
     long = row["begin"]["tokens"]["prompt"] > LONG
     turns: list[Callable[[], None]] = [
-        lambda: row.update(exact=ours("adapt", sample=row["sample"], mode="exact")),
         lambda: row.update(activated=ours("adapt", sample=row["sample"], mode="activated")),
+        lambda: row.update(exact=ours("adapt", sample=row["sample"], mode="exact")),
         lambda: row.update(usual=theirs("sample", texts=texts, base=not long)),
     ]
     for i in range(len(turns)):
         if long and i == len(turns) - 1:
             ours.pause()
-        turns[(1, 0, 2)[i] if long else (i + turn) % len(turns)]()
+        turns[i if long else (i + turn) % len(turns)]()
 
 
 def main() -> None:
