@@ -12,7 +12,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from ttsi.engines.base import Prompt, Request
-from ttsi.engines.torch import TorchEngine
+from ttsi.engines.lora import FrozenWeight, LabelLoss
+from ttsi.engines.torch import TorchEngine, attention
 from ttsi.trainer import Diverged, Job, fit, schedule, train
 from ttsi.types import LoraSettings, Message, Sampling
 
@@ -82,6 +83,52 @@ def test_side_by_side_equals_one_by_one(engine: TorchEngine, mode: Any) -> None:
         assert result.losses == pytest.approx(alone_result.losses, abs=1e-5)
         for ours, theirs in zip((*adapter.a, *adapter.b), (*alone.a, *alone.b), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_attention_behind_prefixes_and_its_gradients_are_the_librarys() -> None:
+    rng = torch.Generator().manual_seed(0)
+    rows, heads, shared, length, dim, widths = 2, 6, 2, 5, 8, (7, 3)
+    query, key, value, gradient = (
+        torch.randn(rows, n, length, dim, generator=rng) for n in (heads, shared, shared, heads)
+    )
+    keys, values = (torch.randn(rows, shared, max(widths), dim, generator=rng) for _ in range(2))
+    before = torch.arange(max(widths))[None] < torch.tensor(widths)[:, None]
+    own = torch.ones(length, length, dtype=torch.bool).tril()
+    mask = torch.cat([before[:, None].expand(-1, length, -1), own.expand(rows, -1, -1)], dim=2)[:, None]
+    module = torch.nn.Module()
+    module.layer_idx = 0  # type: ignore[assignment]
+    found = []
+    for ours in (True, False):
+        q, k, v = (t.clone().requires_grad_() for t in (query, key, value))
+        if ours:
+            out, _ = attention(
+                module, q, k, v, None, ttsi_mask=mask, ttsi_prefix=[(keys, values)], scaling=0.3
+            )
+        else:
+            whole = torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
+            out = torch.nn.functional.scaled_dot_product_attention(
+                q, *whole, attn_mask=mask, scale=0.3, enable_gqa=True
+            ).transpose(1, 2)
+        found.append([out, *torch.autograd.grad(out, (q, k, v), gradient.transpose(1, 2))])
+    for mine, librarys in zip(*found, strict=True):
+        torch.testing.assert_close(mine, librarys, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_label_loss_and_its_gradient_are_cross_entropys(dtype: torch.dtype) -> None:
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(50_000, 16, generator=rng).to(dtype)
+    hidden = torch.randn(5, 16, generator=rng).to(dtype)
+    labels = torch.tensor([7, 0, 49_999, 7, 123])
+    hidden[0] = 8 * weight[7] / weight[7].norm()  # one label that is all but certain
+    x = hidden.double().requires_grad_()
+    wanted = torch.nn.functional.cross_entropy(x @ weight.double().t(), labels)
+    y = hidden.clone().requires_grad_()
+    loss = LabelLoss.apply(y, FrozenWeight(weight, pack=False), labels)  # type: ignore[no-untyped-call]
+    off = 2e-5 if dtype == torch.float32 else 0.02  # of the greatest value
+    assert loss.item() == pytest.approx(wanted.item(), rel=off)
+    ours, theirs = torch.autograd.grad(3 * loss, y)[0], torch.autograd.grad(3 * wanted, x)[0]
+    assert (ours - theirs).abs().max() < off * theirs.abs().max()
 
 
 def test_weights_are_bit_identical_and_the_answer_changes(

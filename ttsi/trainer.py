@@ -158,8 +158,7 @@ def _losses(engine: TorchEngine, rows: Sequence[_Encoded], bank: Bank) -> Tensor
     for i, row in enumerate(rows):
         end = len(row.ids) - 1 - row.start
         labels = torch.tensor(row.ids[-row.labels :], device=hidden.device)
-        logits = engine.head(hidden[i, end - row.labels : end])
-        out.append(torch.nn.functional.cross_entropy(logits, labels))
+        out.append(engine.label_loss(hidden[i, end - row.labels : end], labels))
     return torch.stack(out)
 
 

@@ -1,4 +1,4 @@
-"""Key-value caches: one that grows in place for decoding, one that keeps gradients for training."""
+"""Key-value caches: one that grows in place for decoding, and one of prefixes."""
 
 from __future__ import annotations
 
@@ -60,34 +60,16 @@ class RowCache(Cache):
         return self.visible
 
 
-class TrainingCache(Cache):
-    """A fixed prefix in front of new keys and values, joined out of place so that gradients flow."""
+def padded(prefixes: Sequence[KeyValues]) -> KeyValues:
+    """One (keys, values) per layer for a batch, each [rows, heads, longest, dim]; shorter ones are padded."""
+    longest = max(p[0][0].shape[1] for p in prefixes)
 
-    def __init__(self, prefixes: Sequence[KeyValues] | None) -> None:
-        super().__init__(layers=[])
-        self.width = 0
-        self.prefix: list[tuple[Tensor, Tensor]] = []
-        if prefixes is None:
-            return
-        self.width = max(p[0][0].shape[1] for p in prefixes)
-        for layer in range(len(prefixes[0])):
-            sides = []
-            for side in (0, 1):
-                parts = [p[layer][side] for p in prefixes]
-                pads = [torch.nn.functional.pad(t, (0, 0, 0, 0, 0, self.width - t.shape[1])) for t in parts]
-                sides.append(torch.cat(pads).transpose(1, 2))
-            self.prefix.append((sides[0], sides[1]))
+    def rows(layer: int, side: int) -> Tensor:
+        parts = [p[layer][side] for p in prefixes]
+        pads = [torch.nn.functional.pad(t, (0, 0, 0, 0, 0, longest - t.shape[1])) for t in parts]
+        return torch.cat(pads).transpose(1, 2)
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        if not self.prefix:
-            return key_states, value_states
-        keys, values = self.prefix[layer_idx]
-        return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.width
+    return [(rows(layer, 0), rows(layer, 1)) for layer in range(len(prefixes[0]))]
 
 
 class PrefixCache:

@@ -15,10 +15,10 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hub_logging
 
 from ttsi.engines.base import EngineError, Prompt, Request, native_dtype
-from ttsi.engines.cache import KeyValues, PrefixCache, RowCache, TrainingCache
+from ttsi.engines.cache import KeyValues, PrefixCache, RowCache, padded
 from ttsi.engines.chat import Chat, ChatEngine
 from ttsi.engines.drafts import propose
-from ttsi.engines.lora import Adapter, Bank, FrozenWeight, LoraLayers
+from ttsi.engines.lora import Adapter, Bank, FrozenWeight, LabelLoss, LoraLayers
 from ttsi.seeds import reply_seed
 from ttsi.types import Generation, Sampling, Scored
 
@@ -37,8 +37,16 @@ def attention(
 
     A few query tokens per row are folded into the group dimension, so that shared key-value heads are
     not copied once per query head at every decoding step.
+
+    ttsi_prefix: keys and values per layer that stand in front of the new ones in a training pass.
     """
-    mask, scale = kwargs.get("ttsi_mask"), kwargs.get("scaling")
+    mask, scale, prefix = kwargs.get("ttsi_mask"), kwargs.get("scaling"), kwargs.get("ttsi_prefix")
+    if prefix is not None:
+        keys, values = prefix[module.layer_idx]
+        if query.device.type == "cpu" and query.dtype == torch.float32:
+            out = _BehindPrefix.apply(query, key, value, keys, values, mask, scale)  # type: ignore[no-untyped-call]
+            return out.transpose(1, 2), None
+        key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
     groups = query.shape[1] // key.shape[1]
     rows, heads, length, dim = query.shape
     sdpa = torch.nn.functional.scaled_dot_product_attention
@@ -51,6 +59,51 @@ def attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=groups > 1
         )
     return out.transpose(1, 2), None
+
+
+class _BehindPrefix(torch.autograd.Function):
+    """Attention of new tokens to a prefix and to themselves, with gradients to the new ones only.
+
+    Query [rows, heads, tokens, dim]; new and prefix keys and values [rows, shared heads, length, dim]. On a
+    CPU the library's own backward pass computes the gradients of the prefix too, the greater part by far, and
+    copies the shared heads.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor,
+        scale: float,
+    ) -> Tensor:
+        rows, shared, length, dim = key.shape
+        width = keys.shape[2]
+        keys = torch.cat([keys, key], dim=2).flatten(0, 1)
+        values = torch.cat([values, value], dim=2).flatten(0, 1)
+        folded = (query * scale).reshape(rows * shared, -1, dim)  # heads that share keys, one after another
+        scores = torch.bmm(folded, keys.transpose(1, 2))
+        scores.view(rows, -1, length, width + length).masked_fill_(~mask, -torch.inf)
+        weights = scores.softmax(dim=-1)
+        ctx.save_for_backward(folded, keys, values, weights)
+        ctx.width, ctx.scale = width, scale
+        return torch.bmm(weights, values).view(query.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        folded, keys, values, weights = ctx.saved_tensors
+        shape, shared = gradient.shape, (gradient.shape[0], -1, gradient.shape[2], gradient.shape[3])
+        gradient = gradient.reshape(folded.shape)
+        into_value = torch.bmm(weights[..., ctx.width :].transpose(1, 2), gradient)
+        into_scores = torch._softmax_backward_data(
+            torch.bmm(gradient, values.transpose(1, 2)), weights, -1, weights.dtype
+        )
+        into_query = torch.bmm(into_scores, keys).mul_(ctx.scale)
+        into_key = torch.bmm(into_scores[..., ctx.width :].transpose(1, 2), folded)
+        return into_query.view(shape), into_key.view(shared), into_value.view(shared), None, None, None, None
 
 
 AttentionInterface.register("ttsi", attention)
@@ -140,7 +193,9 @@ class TorchEngine(ChatEngine):
 
     # --- forward passes ---------------------------------------------------------------------------------
 
-    def forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
+    def forward(
+        self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Any, prefix: KeyValues | None = None
+    ) -> Tensor:
         """Final hidden states [rows, tokens, width]; adapters as applied by the caller."""
         self.counters.passes += 1
         return self.decoder(
@@ -148,6 +203,7 @@ class TorchEngine(ChatEngine):
             position_ids=positions,
             attention_mask=self._mask4d,  # four dimensions: transformers builds none of its own
             ttsi_mask=mask,
+            ttsi_prefix=prefix,
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
@@ -413,15 +469,21 @@ class TorchEngine(ChatEngine):
     ) -> Tensor:
         """Hidden states [rows, tokens, width] with gradients, of `rows` read behind their prefixes."""
         ids = self._tensor(rows)
-        cache = TrainingCache(prefixes)
+        prefix = padded(prefixes) if prefixes is not None else None
         order = torch.arange(ids.shape[1], device=self.device)
         start = torch.tensor(starts, device=self.device)
         mask = None
         if prefixes is not None or len(rows) > 1:
             own = (order[None] <= order[:, None]).expand(len(rows), -1, -1)
-            before = torch.arange(cache.width, device=self.device)[None] < start[:, None]
+            width = prefix[0][0].shape[2] if prefix else 0
+            before = torch.arange(width, device=self.device)[None] < start[:, None]
             mask = torch.cat([before[:, None].expand(-1, len(order), -1), own], dim=2)[:, None]
-        return self.forward(ids, start[:, None] + order, mask, cache)
+        return self.forward(ids, start[:, None] + order, mask, None, prefix)
+
+    def label_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss (nats) of `labels` [tokens] after `hidden` [tokens, width], with a gradient to those."""
+        loss: Tensor = LabelLoss.apply(hidden, self._head, labels)  # type: ignore[no-untyped-call]
+        return loss
 
     # --- embedding --------------------------------------------------------------------------------------
 

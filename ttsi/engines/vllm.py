@@ -375,9 +375,9 @@ class VllmEngine(ChatEngine):
         """Nothing that vLLM keeps can be had: only activated adapters would train behind it."""
         raise ValueError(NO_ACTIVATED)
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """As `TorchEngine.head`."""
-        return self.training.head(hidden)
+    def label_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """As `TorchEngine.label_loss`."""
+        return self.training.label_loss(hidden, labels)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """As `TorchEngine.embed`."""
