@@ -79,8 +79,8 @@ test-vllm: .venv-vllm/.complete ## vLLM in .venv-vllm: the engine's contract, pa
 test-soak: setup ## hundreds of adaptations in one process (half an hour); writes docs/reliability.md
 	@TTSI_LEDGER=docs $(PY) -m pytest -s tests/soak
 
-bench: setup ## what test-time training costs, against the usual loop: figures/bench.md (an hour)
-	@$(PY) tools/bench.py
+bench: setup ## what test-time training costs, against the usual loop: figures/bench.md (an hour); ARGS=--go-on
+	@$(PY) tools/bench.py $(ARGS)
 
 lint: setup ## ruff and mypy
 	@$(PY) -m ruff check .

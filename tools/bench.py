@@ -375,8 +375,8 @@ def _faster(known: dict[str, Any] | None, machine: dict[str, Any]) -> dict[str, 
 def _take_turns(ours: Worker, theirs: Worker, row: dict[str, Any], texts: dict[str, Any], turn: int) -> None:
     """Runs the three programs on a sample; who goes first changes from sample to sample.
 
-    A long prompt takes the usual loop some 20 GB: there ours goes first, and leaves the memory to it; and
-    `activated` before `exact`, whose freed memory would count as the other's peak.
+    A long prompt takes the usual loop some 20 GB: there ours goes first, and each leaves the memory to the
+    other; and `activated` before `exact`, whose freed memory would count as the other's peak.
     """
     long = row["begin"]["tokens"]["prompt"] > LONG
     turns: list[Callable[[], None]] = [
@@ -388,6 +388,8 @@ def _take_turns(ours: Worker, theirs: Worker, row: dict[str, Any], texts: dict[s
         if long and i == len(turns) - 1:
             ours.pause()
         turns[i if long else (i + turn) % len(turns)]()
+    if long:
+        theirs.pause()
 
 
 def main() -> None:
