@@ -53,7 +53,7 @@ fetch: setup ## models and data of the default profile, ahead of time
 	@$(PY) -m ttsi.sources fetch default
 
 # Threads that sleep while they wait: alone a fifth to a third slower, where processes share cores many times faster.
-test test-faults test-ray: export OMP_WAIT_POLICY ?= PASSIVE
+test test-faults test-ray test-vllm: export OMP_WAIT_POLICY ?= PASSIVE
 test: setup ## all tests
 	@$(PY) -m pytest -n 2 --dist loadfile
 
@@ -79,7 +79,7 @@ test-vllm: .venv-vllm/.complete ## vLLM in .venv-vllm: the engine's contract, pa
 test-soak: setup ## hundreds of adaptations in one process (half an hour); writes docs/reliability.md
 	@TTSI_LEDGER=docs $(PY) -m pytest -s tests/soak
 
-bench: setup ## what test-time training costs, against the usual loop: figures/bench.md (an hour); ARGS=--go-on
+bench: setup ## what test-time training costs, against the usual loop: figures/bench.md (an hour; ARGS=--go-on: what the last run lacks)
 	@$(PY) tools/bench.py $(ARGS)
 
 lint: setup ## ruff and mypy

@@ -354,7 +354,7 @@ def report(found: Mapping[str, Any]) -> None:
         "Ratios are geometric means over samples with 95 % t intervals, of programs that took turns on "
         "each; of 'together' rows n counts repetitions of the same samples, so their interval is of the "
         "timing only. T of the usual loop: training, merge, save, reload, unless a row says training alone. "
-        f"{_commits(found)}A GPU: not measured.",
+        f"Passing is the mean's, whatever the interval. {_commits(found)}A GPU: not measured.",
         tables.markdown(shown),
         floor(table, found),
         "Seconds per uncertain sample whose first greedy example could be read (means). `usual` computes "

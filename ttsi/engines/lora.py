@@ -78,9 +78,7 @@ class FrozenWeight:
             self.packed_back = _pack(weight.t())
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.plain:
-            return nn.functional.linear(x, self.weight)
-        if x.requires_grad:
+        if x.requires_grad and not self.plain:
             return _Frozen.apply(x, self)  # type: ignore[no-untyped-call]
         return self.product(x)
 
