@@ -144,7 +144,7 @@ def hidden_states(engine: TorchEngine, ids: torch.Tensor) -> torch.Tensor:
 
 
 def test_out_of_memory_is_the_machines_failure(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
 
     monkeypatch.setattr(engine, "forward", fail)

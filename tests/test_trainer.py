@@ -67,6 +67,8 @@ def peft_losses(folder: Path, engine: TorchEngine, job: Job, settings: LoraSetti
 @pytest.mark.parametrize("pack", [True, False])
 def test_losses_equal_plain_peft(tiny_folder: Path, mode: Any, clip: float, pack: bool) -> None:
     engine = TorchEngine(tiny_folder, dtype="float32", pack=pack)
+    if "fbgemm" in torch.backends.quantized.supported_engines:
+        assert all((layer.weight.packed is not None) == pack for layer in engine.lora.layers)
     settings = LoraSettings(mode=mode, learning_rate=1e-3, epochs=4, clip=clip)
     for job in JOBS[:2]:
         ours = train(engine, [job], settings)[0][1].losses
@@ -114,17 +116,57 @@ def test_attention_behind_prefixes_and_its_gradients_are_the_librarys() -> None:
         torch.testing.assert_close(mine, librarys, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_label_loss_and_its_gradient_are_cross_entropys(dtype: torch.dtype) -> None:
+def packed(weight: torch.Tensor) -> FrozenWeight:
+    frozen = FrozenWeight(weight)
+    frozen.pack()
+    return frozen
+
+
+needs_fbgemm = pytest.mark.skipif(
+    "fbgemm" not in torch.backends.quantized.supported_engines, reason="torch has no FBGEMM on this processor"
+)
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("rows", [(1,), (7,), (3, 50), (700,)])
+def test_packed_products_are_those_of_the_whole_weight(rows: tuple[int, ...]) -> None:
     rng = torch.Generator().manual_seed(0)
-    weight = torch.randn(50_000, 16, generator=rng).to(dtype)
+    weight = (0.02 * torch.randn(300, 500, generator=rng)).bfloat16().float()
+    weight[0, :4] = torch.tensor([1e-6, -3e-8, 1e-12, 0.0])  # smaller than half precision holds exactly
+    frozen = packed(weight)
+    assert frozen.packed is not None and torch.equal(frozen.weight, weight)
+    x = torch.randn(*rows, 500, generator=rng)
+    gradient = torch.randn(*rows, 300, generator=rng)
+    for ours, a, b in ((frozen.product(x), x, weight.t()), (frozen.back(gradient), gradient, weight)):
+        torch.testing.assert_close(ours.double(), a.double() @ b.double(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [torch.full((3, 4), 1 / 3), torch.full((3, 4), 1e5).bfloat16().float(), torch.ones(3, 4).bfloat16()],
+    ids=["needs float32", "too large", "bfloat16"],
+)
+def test_a_weight_that_half_precision_does_not_hold_is_not_packed(weight: torch.Tensor) -> None:
+    frozen = packed(weight)
+    x = torch.ones(2, 4, dtype=weight.dtype)
+    assert frozen.packed is None
+    torch.testing.assert_close(frozen.product(x), x @ weight.t())
+    torch.testing.assert_close(frozen.back(torch.ones(2, 3, dtype=weight.dtype)), x[:, :3] @ weight)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_label_loss_and_its_gradient_are_cross_entropys(dtype: torch.dtype, pack: bool) -> None:
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(50_000, 16, generator=rng).bfloat16().to(dtype)
     hidden = torch.randn(5, 16, generator=rng).to(dtype)
     labels = torch.tensor([7, 0, 49_999, 7, 123])
     hidden[0] = 8 * weight[7] / weight[7].norm()  # one label that is all but certain
     x = hidden.double().requires_grad_()
     wanted = torch.nn.functional.cross_entropy(x @ weight.double().t(), labels)
     y = hidden.clone().requires_grad_()
-    loss = LabelLoss.apply(y, FrozenWeight(weight, pack=False), labels)  # type: ignore[no-untyped-call]
+    head = packed(weight) if pack else FrozenWeight(weight)
+    loss = LabelLoss.apply(y, head, labels)  # type: ignore[no-untyped-call]
     off = 2e-5 if dtype == torch.float32 else 0.02  # of the greatest value
     assert loss.item() == pytest.approx(wanted.item(), rel=off)
     ours, theirs = torch.autograd.grad(3 * loss, y)[0], torch.autograd.grad(3 * wanted, x)[0]

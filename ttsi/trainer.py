@@ -151,14 +151,16 @@ def _losses(engine: TorchEngine, rows: Sequence[_Encoded], bank: Bank) -> Tensor
     """Mean label loss (nats) of each row, float32 [rows], with gradients to the bank."""
     activated = any(r.start for r in rows)
     prefixes = [engine.prefix(r.ids[: r.start]) for r in rows] if activated else None
+    # The last token predicts nothing; only hidden states that predict a label are read.
+    ends = [len(r.ids) - 1 - r.start for r in rows]
+    begins = [end - r.labels for end, r in zip(ends, rows, strict=True)]
     with engine.lora.applied(bank):
-        # The last token predicts nothing; only hidden states that predict a label reach the output head.
-        hidden = engine.training_pass([r.ids[r.start : -1] for r in rows], [r.start for r in rows], prefixes)
+        tokens = [r.ids[r.start : -1] for r in rows]
+        hidden = engine.training_pass(tokens, [r.start for r in rows], prefixes, min(begins))
     out = []
     for i, row in enumerate(rows):
-        end = len(row.ids) - 1 - row.start
         labels = torch.tensor(row.ids[-row.labels :], device=hidden.device)
-        out.append(engine.label_loss(hidden[i, end - row.labels : end], labels))
+        out.append(engine.label_loss(hidden[i, begins[i] : ends[i]], labels))
     return torch.stack(out)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from ttsi.types import Generation, Sampling, Scored
 
 _GROUP_TOKENS = 16  # up to this many query tokens, heads that share keys are folded instead of repeated
 _FREE_ROWS = (
-    8  # so many tokens in a decoding pass cost little more than one: room for guesses from the prompt
+    6  # so many tokens in a decoding pass cost little more than one: room for guesses from the prompt
 )
 _DRAFT_ROWS = 32  # room for guesses from an earlier answer, most of which come true
 _CHUNK_TOKENS = 256  # prefills are batched up to this many tokens a pass; beyond it one row fills the cores
@@ -35,24 +37,27 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention under an explicit mask [rows, 1, queries, keys]; None means causal.
 
-    A few query tokens per row are folded into the group dimension, so that shared key-value heads are
-    not copied once per query head at every decoding step.
+    Under a mask that `_folded` made, query tokens are folded into the group dimension, so that shared
+    key-value heads are not copied once per query head at every decoding step.
 
     ttsi_prefix: keys and values per layer that stand in front of the new ones in a training pass.
     """
-    mask, scale, prefix = kwargs.get("ttsi_mask"), kwargs.get("scaling"), kwargs.get("ttsi_prefix")
+    mask: Any = kwargs.get("ttsi_mask")
+    scale, prefix = kwargs.get("scaling"), kwargs.get("ttsi_prefix")
     if prefix is not None:
         keys, values = prefix[module.layer_idx]
         if query.device.type == "cpu" and query.dtype == torch.float32:
+            if len(query) == 1:  # no padding: the prefix is seen whole
+                mask = mask[..., keys.shape[2] :]
             out = _BehindPrefix.apply(query, key, value, keys, values, mask, scale)  # type: ignore[no-untyped-call]
             return out.transpose(1, 2), None
         key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
     groups = query.shape[1] // key.shape[1]
     rows, heads, length, dim = query.shape
     sdpa = torch.nn.functional.scaled_dot_product_attention
-    if mask is not None and groups > 1 and length <= _GROUP_TOKENS:
+    if mask is not None and mask.shape[2] != length:
         folded = query.reshape(rows, key.shape[1], groups * length, dim)
-        out = sdpa(folded, key, value, attn_mask=mask.repeat(1, 1, groups, 1), scale=scale)
+        out = sdpa(folded, key, value, attn_mask=mask, scale=scale)
         out = out.reshape(rows, heads, length, dim)
     else:
         out = sdpa(
@@ -66,7 +71,7 @@ class _BehindPrefix(torch.autograd.Function):
 
     Query [rows, heads, tokens, dim]; new and prefix keys and values [rows, shared heads, length, dim]. On a
     CPU the library's own backward pass computes the gradients of the prefix too, the greater part by far, and
-    copies the shared heads.
+    copies the shared heads. A mask of fewer columns is of the last ones; the others are seen by all.
     """
 
     @staticmethod
@@ -86,7 +91,7 @@ class _BehindPrefix(torch.autograd.Function):
         values = torch.cat([values, value], dim=2).flatten(0, 1)
         folded = (query * scale).reshape(rows * shared, -1, dim)  # heads that share keys, one after another
         scores = torch.bmm(folded, keys.transpose(1, 2))
-        scores.view(rows, -1, length, width + length).masked_fill_(~mask, -torch.inf)
+        scores.view(rows, -1, length, width + length)[..., -mask.shape[3] :].masked_fill_(~mask, -torch.inf)
         weights = scores.softmax(dim=-1)
         ctx.save_for_backward(folded, keys, values, weights)
         ctx.width, ctx.scale = width, scale
@@ -145,9 +150,8 @@ class TorchEngine(ChatEngine):
     dtype: "auto", "float32" or "bfloat16"; adapters and their optimisers are float32 always.
     prefix_limit: bytes of prefix key-values to keep; by default 4 GiB on a GPU and 1 GiB on a CPU.
     drafts: whether drafted decoding is on; it changes the speed, not the text (float32).
-    pack: keep the weights twice more, in the processor library's own layouts for a product and its gradient:
-        a few rows together are then decoded as fast as one, and short examples trained on sooner.
-        By default on a CPU in float32 if a quarter of the free memory holds the weights.
+    pack: see `FrozenWeight`: twice the speed where reading weights is what takes the time, for as much
+        memory again. By default on a CPU in float32 if a quarter of the free memory holds the weights.
     """
 
     def __init__(
@@ -180,33 +184,68 @@ class TorchEngine(ChatEngine):
         self.chat = Chat(tokenizer)
         self.decoder = self.model.get_decoder()
         head: Tensor = self.model.get_output_embeddings().weight
+        self._head = FrozenWeight(head)
+        self.lora = LoraLayers(self.decoder)
         if pack is None:
             needed = sum(p.numel() * p.element_size() for p in self.model.parameters())
-            pack = self.device.type == "cpu" and needed < _free_memory() / 4
-        self._head = FrozenWeight(head, pack)
-        self.lora = LoraLayers(self.decoder, pack)
+            pack = needed < _free_memory() / 4
+        if pack:
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                list(pool.map(FrozenWeight.pack, [self._head, *(x.weight for x in self.lora.layers)]))
         self.context: int = self.model.config.max_position_embeddings
         self.prefixes = PrefixCache(prefix_limit or (4 << 30 if self.device.type == "cuda" else 1 << 30))
         self.drafts = drafts
         self.counters = Counters()
         self._mask4d = torch.zeros(1, 1, 1, 1, device=self.device)
+        self._read_from = 0
+        feed_forward = getattr(self.decoder.layers[-1], "mlp", None)
+        if feed_forward is not None:
+            feed_forward.forward = partial(self._last_block, feed_forward.forward)
 
     # --- forward passes ---------------------------------------------------------------------------------
 
     def forward(
-        self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Any, prefix: KeyValues | None = None
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: Any,
+        prefix: KeyValues | None = None,
+        read_from: int = 0,
     ) -> Tensor:
-        """Final hidden states [rows, tokens, width]; adapters as applied by the caller."""
+        """Final hidden states [rows, tokens, width]; adapters as applied by the caller.
+
+        read_from: the first token whose hidden state is read; those of the tokens before it are not had.
+        """
         self.counters.passes += 1
+        self._read_from = read_from
         return self.decoder(
             input_ids=ids,
             position_ids=positions,
             attention_mask=self._mask4d,  # four dimensions: transformers builds none of its own
-            ttsi_mask=mask,
+            ttsi_mask=mask if mask is None or cache is None else self._folded(mask),
             ttsi_prefix=prefix,
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
+
+    def _folded(self, mask: Tensor) -> Tensor:
+        """The mask of a few tokens per row as what is added to their scores, once per head of a group."""
+        groups = self.model.config.num_attention_heads // self.model.config.num_key_value_heads
+        if groups == 1 or mask.shape[2] > _GROUP_TOKENS:
+            return mask
+        added = torch.zeros(mask.shape, dtype=self.dtype, device=self.device).masked_fill_(~mask, -torch.inf)
+        return added.repeat(1, 1, groups, 1)
+
+    def _last_block(self, feed_forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The last layer's feed-forward block, for those tokens whose hidden state somebody reads.
+
+        Nothing after it mixes tokens: what a prefix pass keeps of the last layer is its keys and values.
+        """
+        if self._read_from == 0:
+            return feed_forward(x)
+        unread = torch.zeros_like(x[:, : self._read_from])
+        return torch.cat([unread, feed_forward(x[:, self._read_from :])], dim=1)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (float32) [..., vocabulary] of hidden states [..., width]."""
@@ -220,7 +259,7 @@ class TorchEngine(ChatEngine):
             n = len(ids)
             cache = self._rows([self._empty()], n)
             cache.slots, cache.visible = torch.arange(n, device=self.device)[None], n
-            self.forward(self._tensor([ids]), cache.slots, None, cache)
+            self.forward(self._tensor([ids]), cache.slots, None, cache, read_from=n - 1)
             return list(zip(cache.keys, cache.values, strict=True))
 
         with torch.no_grad():
@@ -240,10 +279,13 @@ class TorchEngine(ChatEngine):
         width = max(len(r) for r in rows)
         return torch.tensor([[*r, *[0] * (width - len(r))] for r in rows], device=self.device)
 
-    def _step(self, cache: RowCache, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+    def _step(
+        self, cache: RowCache, rows: Sequence[Sequence[int]], starts: Sequence[int], read_from: int = 0
+    ) -> Tensor:
         """Feeds each row's tokens behind its `start`; padding lands in slots that are overwritten later.
 
-        Or, where a row has few slots left, in the last one, which no reply ever reaches.
+        Or, where a row has few slots left, in the last one, which no reply ever reaches. read_from: see
+        `forward`.
         """
         ids = self._tensor(rows)
         steps = torch.arange(ids.shape[1], device=self.device)
@@ -253,7 +295,7 @@ class TorchEngine(ChatEngine):
         seen = torch.arange(cache.visible, device=self.device)
         mask = (seen[None, None] <= cache.slots[..., None])[:, None]
         whole = len(rows) == 1 and starts[0] == 0
-        return self.forward(ids, cache.slots, None if whole else mask, cache)
+        return self.forward(ids, cache.slots, None if whole else mask, cache, read_from=read_from)
 
     # --- scoring ----------------------------------------------------------------------------------------
 
@@ -301,7 +343,8 @@ class TorchEngine(ChatEngine):
         mask = torch.cat([torch.ones(total, base, dtype=torch.bool, device=self.device), new], dim=1)
         cache = self._rows([self.prefix(code.ids[:base]) if base else self._empty()], base + total)
         cache.slots, cache.visible = base + order[None], base + total
-        hidden = self.forward(self._tensor([[*stem, *flat]]), positions[None], mask[None, None], cache)[0]
+        ids = self._tensor([[*stem, *flat]])
+        hidden = self.forward(ids, positions[None], mask[None, None], cache, read_from=n - 1)[0]
         self.counters.scored_tokens += total
 
         before, at = [], n
@@ -389,7 +432,8 @@ class TorchEngine(ChatEngine):
             view.keys, view.values = ([t[index] for t in side] for side in (cache.keys, cache.values))
             tokens = [parts[i] for i in chunk]
             with self.lora.applied([(a[index], b[index]) for a, b in bank] if bank else None):
-                hidden = self._step(view, tokens, [starts[i] for i in chunk])
+                read_from = min(map(len, tokens)) - 1
+                hidden = self._step(view, tokens, [starts[i] for i in chunk], read_from)
             for side, new in ((cache.keys, view.keys), (cache.values, view.values)):
                 for old, tensor in zip(side, new, strict=True):
                     old[index] = tensor
@@ -465,9 +509,16 @@ class TorchEngine(ChatEngine):
     # --- training ---------------------------------------------------------------------------------------
 
     def training_pass(
-        self, rows: Sequence[Sequence[int]], starts: Sequence[int], prefixes: Sequence[KeyValues] | None
+        self,
+        rows: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        prefixes: Sequence[KeyValues] | None,
+        read_from: int,
     ) -> Tensor:
-        """Hidden states [rows, tokens, width] with gradients, of `rows` read behind their prefixes."""
+        """Hidden states [rows, tokens, width] with gradients, of `rows` read behind their prefixes.
+
+        read_from: see `forward`.
+        """
         ids = self._tensor(rows)
         prefix = padded(prefixes) if prefixes is not None else None
         order = torch.arange(ids.shape[1], device=self.device)
@@ -478,7 +529,7 @@ class TorchEngine(ChatEngine):
             width = prefix[0][0].shape[2] if prefix else 0
             before = torch.arange(width, device=self.device)[None] < start[:, None]
             mask = torch.cat([before[:, None].expand(-1, len(order), -1), own], dim=2)[:, None]
-        return self.forward(ids, start[:, None] + order, mask, None, prefix)
+        return self.forward(ids, start[:, None] + order, mask, None, prefix, read_from)
 
     def label_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Mean loss (nats) of `labels` [tokens] after `hidden` [tokens, width], with a gradient to those."""

@@ -365,11 +365,11 @@ class VllmEngine(ChatEngine):
     def lora(self) -> LoraLayers:
         return self.training.lora
 
-    def training_pass(self, rows: Any, starts: Any, prefixes: Any) -> Tensor:
+    def training_pass(self, rows: Any, starts: Any, prefixes: Any, read_from: int) -> Tensor:
         """As `TorchEngine.training_pass`; an adapter that begins behind a prefix is an activated one."""
         if prefixes is not None:
             raise ValueError(NO_ACTIVATED)
-        return self.training.training_pass(rows, starts, None)
+        return self.training.training_pass(rows, starts, None, read_from)
 
     def prefix(self, ids: tuple[int, ...]) -> Any:
         """Nothing that vLLM keeps can be had: only activated adapters would train behind it."""
