@@ -3,7 +3,8 @@
 Two programs run in processes of their own (so that each has its own peak memory) and take turns sample by
 sample; the one that waits sleeps. Both read the same prompts, write the same example and start from the same
 adapter, so their losses and answers can be compared, and are. Synthesis is greedy here, with the paper's
-repetition penalty: a drawn example would differ between programs, and so would its time.
+repetition penalty: a drawn example would differ between programs, and so would its time. A process that has
+just started works through a sample of the fixture first, which is not measured.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from ttsi import benchmarks, sources, tables
 from ttsi.config import PAPER_SAMPLING
 from ttsi.engines.base import native_dtype
 from ttsi.study import commit
-from ttsi.types import LoraSettings, Sampling
+from ttsi.types import LoraSettings, Sample, Sampling
 
 WRITE = Sampling(repetition_penalty=PAPER_SAMPLING.repetition_penalty, max_tokens=256)
 ANSWER = Sampling()
@@ -32,25 +34,43 @@ MODES = ("exact", "activated")
 SEED, TAU = 0, 0.95
 VLLM = Path(__file__).resolve().parent.parent / ".venv-vllm" / "bin" / "python"
 LONG = 1500  # tokens of a prompt above which the programs don't share the memory
+FULL = 48  # tokens of each reply, whatever it says, where decoding is timed with no row ever missing
+ROUNDED = 24  # samples of which a run in bfloat16 counts the answers that differ
+
+
+@cache
+def _samples(benchmark: str) -> dict[str, Sample]:
+    return {s.id: s for s in benchmarks.load(benchmark)}
+
+
+def find(sample: str) -> Sample:
+    """A sample by its id, whatever benchmark it is of."""
+    return _samples(sample.partition("-")[0])[sample]
 
 
 # --- the workers -----------------------------------------------------------------------------------------
 
 
 class Clock:
-    """Seconds per stage, and the peak resident memory (MB) while it ran."""
+    """Seconds per stage, the peak resident memory (MB) while it ran, and what an engine counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, counters: Any = None) -> None:
+        self.counters = counters
         self.seconds: dict[str, float] = {}
         self.peak_mb: dict[str, float] = {}
+        self.decoded: dict[str, dict[str, int]] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         _reset_peak()
+        before = dict(vars(self.counters)) if self.counters else {}
         began = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - began
         self.peak_mb[name] = _peak_mb()
+        if before:
+            done = {k: v - before[k] for k, v in vars(self.counters).items()}
+            self.decoded[name] = {k: done[k] for k in ("decoded_tokens", "drafted", "accepted")}
 
 
 def _reset_peak() -> None:
@@ -69,21 +89,23 @@ class Ours:
         from ttsi.engines.torch import TorchEngine
 
         self.engine = TorchEngine(sources.model_dir(model), dtype=dtype)
-        self.samples: dict[str, Any] = {}
         self.work: dict[str, Any] = {}
-
-    def _sample(self, name: str) -> Any:
-        """A sample by its id, whatever benchmark it is of."""
-        if name not in self.samples:
-            for benchmark in ("sealtool", "nexusraven"):
-                self.samples |= {s.id: s for s in benchmarks.load(benchmark)}
-        return self.samples[name]
 
     def list(self, name: str) -> dict[str, Any]:
         """The ids of a benchmark's samples, or of one domain's: `nexusraven:virustotal`."""
         domain = name if ":" in name else ""
-        found = benchmarks.load(name.partition(":")[0])
+        found = _samples(name.partition(":")[0]).values()
         return {"ids": [s.id for s in found if not domain or s.cluster == domain]}
+
+    def warm_up(self) -> dict[str, Any]:
+        """Every stage once, on a sample of the fixture; the texts that the usual loop needs for the same."""
+        for sample in self.list("fixture")["ids"]:
+            begun = self.begin(sample, tau=2.0)  # no margin is above 1
+            if "texts" in begun:
+                for mode in MODES:
+                    self.adapt(sample, mode)
+                return begun["texts"]
+        raise RuntimeError("no example of the fixture's could be read")
 
     def begin(self, sample: str, tau: float) -> dict[str, Any]:
         """H, base answer and G from a cold prefix, and the texts that the usual loop needs; {} if certain."""
@@ -91,7 +113,7 @@ class Ours:
         from ttsi.calls import format_calls
         from ttsi.engines.base import Request
 
-        query, engine, clock = self._sample(sample).query, self.engine, Clock()
+        query, engine, clock = find(sample).query, self.engine, Clock(self.engine.counters)
         prompt = prompts.act(query)
         code = engine.encode(prompt)
         engine.prefixes.clear()
@@ -110,10 +132,9 @@ class Ours:
             "scores": [list(s.log_probs) for s in scored],
             "base": base.text,
         }
-        before = engine.counters.passes
         with clock.stage("G"):
             written = synthesizer.synthesize(engine, [query], lambda *_: 0, WRITE, retries=0)[0]
-        out["tokens"]["G"], out["passes_G"] = written.tokens, engine.counters.passes - before
+        out["tokens"]["G"] = written.tokens
         out["examples"] = [e.question for e in written.examples]
         if written.examples:
             e = written.examples[0]
@@ -128,14 +149,15 @@ class Ours:
                 "example": bare,
                 "reply": engine.chat.render(example, reply=reply)[len(bare) :],
             }
-        return out | {"seconds": clock.seconds, "peak_mb": clock.peak_mb}
+        return out | {"seconds": clock.seconds, "peak_mb": clock.peak_mb, "decoded": clock.decoded}
 
     def adapt(self, sample: str, mode: str) -> dict[str, Any]:
         """T and the answer. The draft is the example's own answer: a live query has no base answer yet."""
         from ttsi import prompts, trainer
         from ttsi.engines.base import Request
 
-        (query, examples, reply), engine, clock = self.work[sample], self.engine, Clock()
+        (query, examples, reply), engine = self.work[sample], self.engine
+        clock = Clock(engine.counters)
         with clock.stage("T"):
             fitted = trainer.fit(engine, [trainer.job(query.tools, examples, SEED)], LoraSettings(mode=mode))[
                 0
@@ -154,6 +176,7 @@ class Ours:
             "tokens": tokens | {"answer": len(answer.tokens)},
             "seconds": clock.seconds,
             "peak_mb": clock.peak_mb,
+            "decoded": clock.decoded,
         }
 
     def batch(self, samples: Sequence[str]) -> dict[str, Any]:
@@ -203,6 +226,15 @@ class Ours:
             alone = [engine.generate([r], ANSWER)[0][0] for r in plain]
         with clock.stage("plain together"):
             together = [r[0] for r in engine.generate(plain, ANSWER)]
+        # And with all rows there from the first token to the last.
+        stops, engine.chat.stop_ids = engine.chat.stop_ids, frozenset()
+        try:
+            with clock.stage("full one by one"):
+                long = [engine.generate([r], replace(ANSWER, max_tokens=FULL))[0][0] for r in plain]
+            with clock.stage("full together"):
+                long_together = [r[0] for r in engine.generate(plain, replace(ANSWER, max_tokens=FULL))]
+        finally:
+            engine.chat.stop_ids = stops
         engine.drafts = True
         # To set beside vLLM: each sample under its own adapter, mode exact. A fresh one leaves the text.
         fresh = [engine.lora.fresh(LoraSettings(), i, engine.device) for i in range(len(plain))]
@@ -215,7 +247,36 @@ class Ours:
             "adapted": len(usable),
             "tokens": sum(len(r.tokens) for r in many),
             "equal": sum(len(set(row)) == 1 for row in zip(*texts, strict=True)),
+            "equal_full": sum(a.tokens == b.tokens for a, b in zip(long, long_together, strict=True)),
             "seconds": clock.seconds,
+        }
+
+    def rounding(self, samples: Sequence[str]) -> dict[str, Any]:
+        """How often base answers and verdicts depend on the batch they are decoded in, eight at a time."""
+        from ttsi import prompts
+        from ttsi.calls import judge
+        from ttsi.engines.base import Request
+
+        engine = self.engine
+        found = [find(s) for s in samples]
+        requests = [Request(prompts.act(s.query)) for s in found]
+        engine.drafts = False
+        alone = [engine.generate([r], ANSWER)[0][0] for r in requests]
+        together = [
+            reply[0]
+            for i in range(0, len(found), 8)
+            for reply in engine.generate(requests[i : i + 8], ANSWER)
+        ]
+        engine.drafts = True
+        verdicts = [
+            [judge(reply.text, s).correct for s, reply in zip(found, way, strict=True)]
+            for way in (alone, together)
+        ]
+        return {
+            "dtype": str(engine.dtype).removeprefix("torch."),
+            "n": len(found),
+            "differ": sum(a.text != b.text for a, b in zip(alone, together, strict=True)),
+            "verdicts": sum(a != b for a, b in zip(*verdicts, strict=True)),
         }
 
     def machine(self) -> dict[str, Any]:
@@ -223,10 +284,12 @@ class Ours:
         import torch
 
         engine, config, best = self.engine, self.engine.model.config, 0.0
-        weight = max((layer.base.weight for layer in engine.lora.layers), key=lambda w: w.numel())
+        frozen = max((layer.weight for layer in engine.lora.layers), key=lambda f: f.weight.numel())
+        weight = frozen.weight
         for rows in (128, 512, 1024):
             x = torch.randn(rows, weight.shape[1], dtype=weight.dtype)
-            for product in (lambda x=x: x @ weight.t(), lambda x=x: weight @ x.t()):
+            ways = (lambda x=x: x @ weight.t(), lambda x=x: weight @ x.t(), lambda x=x: frozen.product(x))
+            for product in ways:
                 for _ in range(5):
                     began = time.perf_counter()
                     product()
@@ -236,6 +299,11 @@ class Ours:
             "dtype": str(engine.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "decoder": sum(layer.base.weight.numel() for layer in engine.lora.layers),
+            "last_block": sum(
+                layer.base.weight.numel()
+                for name, layer in zip(engine.lora.names, engine.lora.layers, strict=True)
+                if name.startswith(f"layers.{config.num_hidden_layers - 1}.mlp.")
+            ),
             "head": engine._head.weight.numel(),
             "attention": 4 * config.num_hidden_layers * config.hidden_size,
         }
@@ -286,13 +354,18 @@ def serve(worker: Any) -> None:
 
 
 class Worker:
-    """A program in a process of its own, started when it is first asked something."""
+    """A program in a process of its own, started when it is first asked something.
+
+    first: what it is asked before that, every time it is started, so that what is measured runs warm.
+    """
 
     def __init__(self, name: str, model: str, dtype: str) -> None:
         self.command = [sys.executable, __file__, "--worker", name, "--model", model, "--dtype", dtype]
         if name == "vllm":
             self.command[:2] = [str(VLLM), str(Path(__file__).with_name("vllm_worker.py"))]
         self.process: subprocess.Popen[str] | None = None
+        self.first: dict[str, Any] = {}
+        self.warmed: Any = None  # what it answered to that
 
     def __enter__(self) -> Worker:
         return self
@@ -304,6 +377,8 @@ class Worker:
         if self.process is None:
             pipe = subprocess.PIPE
             self.process = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, text=True)
+            if self.first:
+                self.warmed = self(**self.first)
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps({"do": do} | asked) + "\n")
         self.process.stdin.flush()
@@ -334,7 +409,9 @@ def measure(
         ours, theirs, vllm = (
             stack.enter_context(Worker(n, model, dtype)) for n in ("ours", "theirs", "vllm")
         )
+        ours.first = {"do": "warm_up"}
         found["machine"] = _faster(found.get("machine"), ours("machine"))
+        theirs.first = {"do": "sample", "texts": ours.warmed, "base": True}
         for name, n in wanted.items():
             ids = ours("list", name=name)["ids"]
             taken = [row for row in found["samples"] if row["benchmark"] == name]
@@ -368,6 +445,13 @@ def measure(
         found["machine"] = _faster(found["machine"], ours("machine"))
 
 
+def rounding(model: str, names: Sequence[str]) -> dict[str, Any]:
+    """How many answers differ between one at a time and eight together in bfloat16, native here or not."""
+    with Worker("ours", model, "bfloat16") as worker:
+        ids = [i for name in names for i in worker("list", name=name)["ids"]]
+        return worker("rounding", samples=ids[:ROUNDED]) | {"model": model, "commit": commit()}
+
+
 def _faster(known: dict[str, Any] | None, machine: dict[str, Any]) -> dict[str, Any]:
     return machine | {"flops": max(machine["flops"], known["flops"])} if known else machine
 
@@ -399,16 +483,29 @@ def main() -> None:
     parser.add_argument("--samples", nargs="*", default=["sealtool=8", "nexusraven:virustotal=2"])
     parser.add_argument("--go-on", action="store_true", help="measure only what the last run lacks")
     parser.add_argument("--report", action="store_true", help="of what a run that was cut has measured")
+    parser.add_argument("--bfloat16", action="store_true", help="count only how often bfloat16 rounds apart")
     parser.add_argument("--worker", choices=["ours", "theirs"])
     asked = parser.parse_args()
     if asked.worker:
         serve({"ours": Ours, "theirs": Theirs}[asked.worker](asked.model, asked.dtype))
         return
     path = sources.runs_dir() / "bench.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
     found: dict[str, Any] = {"model": asked.model, "samples": [], "batch": [], "vllm": [], "seconds": 0.0}
     if asked.report or asked.go_on:
-        found = json.loads(path.read_text())
-    if not asked.report:
+        if not known:
+            parser.error(f"{path} is not there: nothing has been measured yet")
+        found = known
+    elif known and (asked.bfloat16 or known["model"] == asked.model):
+        found = known if asked.bfloat16 else found | {"bfloat16": known.get("bfloat16")}  # no timing
+    if asked.bfloat16:
+        sources.fetch([asked.model])
+        found["bfloat16"] = rounding(asked.model, [s.partition("=")[0] for s in asked.samples])
+        tables.write(path, json.dumps(found).encode())
+        if not found["samples"]:
+            print(found["bfloat16"])
+            return
+    elif not asked.report:
         if asked.go_on and (of := (found["model"], found["machine"]["dtype"])) != (asked.model, asked.dtype):
             parser.error(f"{path} was measured with {' in '.join(of)}")
         sources.fetch([asked.model])

@@ -12,10 +12,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from bench import FULL
 from scipy import stats
 
 from ttsi import sources, tables
 from ttsi.figures import save_figure, style
+from ttsi.statistics import Estimate, wilson
 from ttsi.tables.layout import bracket
 from ttsi.types import LoraSettings
 
@@ -26,7 +28,10 @@ _COLOURS = {"usual": "#7f7f7f", "exact": "#d98b3a", "activated": "#2b6ca3"}
 
 
 def rows(found: Mapping[str, Any]) -> pd.DataFrame:
-    """One row per sample, program and stage: seconds, peak memory (MB), floating-point operations needed."""
+    """One row per sample, program and stage: seconds, peak memory (MB), floating-point operations needed.
+
+    For what was decoded, its tokens, those that were guessed ahead, and those of them that came true.
+    """
     out = []
     for number, s in enumerate(found["samples"], 1):
         begin, machine = s["begin"], found["machine"]
@@ -35,6 +40,7 @@ def rows(found: Mapping[str, Any]) -> pd.DataFrame:
             own = s[program]
             seconds = own["seconds"] if program == "usual" else begin["seconds"] | own["seconds"]
             peaks = begin["peak_mb"] | own["peak_mb"]
+            decoded = {} if program == "usual" else begin["decoded"] | own["decoded"]
             for stage in STAGES:
                 if stage in seconds:
                     out.append(
@@ -48,6 +54,7 @@ def rows(found: Mapping[str, Any]) -> pd.DataFrame:
                             "peak_mb": peaks.get(stage, peaks.get("sample", math.nan)),
                             "prompt_tokens": begin["tokens"]["prompt"],
                             "flops": work.get((program, stage), math.nan),
+                            **(decoded[stage] if stage in ("base", "G", "answer") and decoded else {}),
                         }
                     )
     return pd.DataFrame(out)
@@ -59,16 +66,18 @@ def _work(
     """Floating-point operations that a stage cannot do without.
 
     Two per weight and token forward, as many again backward (the weights themselves need no gradient);
-    attention over what stands before; the output head on label positions only. Decoding is left out: it
-    is bound by reading the weights, not by arithmetic.
+    attention over what stands before; the output head and the last layer's feed-forward block on label
+    positions only (the usual loop has both on all). Decoding is left out: it is bound by reading the
+    weights, not by arithmetic.
     """
 
     def forward(new: int, before: int, head: int) -> float:
         attention = machine["attention"] * (new * before + new * new / 2)
-        return 2 * machine["decoder"] * new + attention + 2 * machine["head"] * head
+        layers = machine["decoder"] * new - machine["last_block"] * (new - head)
+        return 2 * layers + attention + 2 * machine["head"] * head
 
     exact, activated = adapted
-    epochs, prompt, prefix = LoraSettings().epochs, begun["prompt"], begun["prefix"]
+    epochs, prefix = LoraSettings().epochs, begun["prefix"]
     tail = activated["T"]
     return {
         ("exact", "prefix"): forward(prefix, 0, 0),
@@ -76,7 +85,6 @@ def _work(
         ("exact", "T"): 2 * epochs * forward(exact["T"] - 1, 0, exact["labels"]),
         ("activated", "T"): 2 * epochs * forward(tail - 1, prefix, activated["labels"]),
         ("usual", "T"): 2 * epochs * forward(exact["T"], 0, exact["T"]),
-        ("usual", "prefix"): forward(prompt, 0, 0),
     }
 
 
@@ -172,6 +180,7 @@ def bars(found: Mapping[str, Any]) -> pd.DataFrame:
         ("… prefix pass in both", "≤", 2.0, ("prefix", "H", "G", "T", "answer"), ("prefix", "base")),
         ("tokens per second, 8 together / one by one, drafts on", "≥", 3.0, ("one by one",), ("base",)),
         ("… drafts off", "≥", 3.0, ("plain one by one",), ("plain together",)),
+        (f"… drafts off, {FULL} tokens of every reply", "≥", 3.0, ("full one by one",), ("full together",)),
     ):
         pairs = [
             (sum(b["seconds"][x] for x in top), sum(b["seconds"][x] for x in bottom)) for b in found["batch"]
@@ -258,7 +267,7 @@ def agreement(found: Mapping[str, Any]) -> list[str]:
     )
     with_base = [s for s in samples if s["usual"]["base"] is not None]
     equal_base = sum(s["begin"]["base"] == s["usual"]["base"] for s in with_base)
-    texts = sum(b["equal"] for b in found["batch"]), sum(b["n"] for b in found["batch"])
+    texts, full, batched = (sum(b[k] for b in found["batch"]) for k in ("equal", "equal_full", "n"))
     return [
         f"Base answers equal in {equal_base} of {len(with_base)} samples.",
         f"Scores of H differ by at most {scores:.1e} nats per token.",
@@ -270,8 +279,57 @@ def agreement(found: Mapping[str, Any]) -> list[str]:
         f"{count(lambda s: s['usual']['text'] == s['exact']['text'])}, "
         f"exact = activated in {count(lambda s: s['exact']['text'] == s['activated']['text'])} samples "
         "(two training modes: not the same adapter).",
-        f"Replies equal alone and in a batch of 8, with drafts and without: {texts[0]} of {texts[1]}.",
+        f"Replies equal alone and in a batch of 8, with drafts and without: {texts} of {batched}; "
+        f"{FULL} tokens of each, whatever they say: {full} of {batched}.",
+        _rounding(found.get("bfloat16")),
     ]
+
+
+def _rounding(counted: Mapping[str, Any] | None) -> str:
+    """How often an answer depends on its batch in bfloat16."""
+    if not counted:
+        return "In bfloat16, answers that depend on their batch: not measured (make bench ARGS=--bfloat16)."
+    answers, verdicts = (wilson(counted[k], counted["n"]) for k in ("differ", "verdicts"))
+    return (
+        f"In bfloat16 (commit `{counted['commit']}`), of base answers decoded alone and eight together, "
+        f"without drafts, {counted['differ']} of {counted['n']} differ ({_percent(answers)}); of their "
+        f"verdicts {counted['verdicts']} ({_percent(verdicts)})."
+    )
+
+
+def _percent(share: Estimate) -> str:
+    return f"{bracket(100 * share.value, 100 * share.low, 100 * share.high, 0)} %"
+
+
+def drafts(table: pd.DataFrame) -> pd.DataFrame:
+    """What guessing ahead gains: a row per benchmark and kind of reply, each decoded alone.
+
+    Tokens per pass: the geometric mean over samples with its interval; decoding token by token has 1.
+    """
+    kinds = {
+        ("activated", "base"): "base answer, guessed from the prompt",
+        ("activated", "G"): "synthetic example, from the prompt",
+        ("exact", "answer"): "adapted answer (exact), from the example and the prompt",
+        ("activated", "answer"): "adapted answer (activated), from the example and the prompt",
+    }
+    out = []
+    for benchmark in dict.fromkeys(table.benchmark):
+        for (program, stage), kind in kinds.items():
+            part = table[(table.benchmark == benchmark) & (table.program == program) & (table.stage == stage)]
+            tokens, drafted, accepted = (part[c].sum() for c in ("decoded_tokens", "drafted", "accepted"))
+            each = ratio(zip(part.decoded_tokens, part.decoded_tokens - part.accepted, strict=True))
+            out.append(
+                {
+                    "benchmark": benchmark,
+                    "reply": kind,
+                    "n": len(part),
+                    "tokens": f"{tokens:.0f}",
+                    "guessed": f"{drafted:.0f}",
+                    "came true": f"{accepted:.0f} ({100 * accepted / drafted:.0f} %)" if drafted else "0",
+                    "tokens per pass": bracket(*each[:3], 2),
+                }
+            )
+    return pd.DataFrame(out)
 
 
 def floor(table: pd.DataFrame, found: Mapping[str, Any]) -> str:
@@ -362,8 +420,12 @@ def report(found: Mapping[str, Any]) -> None:
         "decodes token by token; ttsi guesses ahead: its base answer and example are drafted from the "
         "prompt, its adapted answer from the example too. Its activated T stands on the prefix pass, which "
         "is not in it. H, G and `base` of `exact` and `activated` are one measurement. Peaks are of "
-        "processes: what `exact` has freed may still be in `activated`'s where it went first.",
+        "processes: what `exact` has freed may still be in `activated`'s where it went first. Each process "
+        "has worked through a short sample before the first one here.",
         tables.markdown(stages(table)),
+        "Drafted decoding: tokens of the replies that were guessed before they were computed, and how many "
+        "of the guesses came true. A guess that doesn't leaves the text as it is.",
+        tables.markdown(drafts(table)),
         "\n".join(f"- {line}" for line in agreement(found)),
         f"Base answers by torch and vLLM{_vllm_version(found)}, reading the prompts included, from cold "
         "prefix caches; torch guesses ahead unless a row says otherwise. A GPU: not measured.",

@@ -8,9 +8,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from bench import ANSWER, Clock, serve
+from bench import ANSWER, Clock, find, serve
 
-from ttsi import benchmarks, estimator, prompts, sources
+from ttsi import estimator, prompts, sources
 from ttsi.engines.base import Request
 from ttsi.engines.vllm import VllmEngine
 from ttsi.types import LoraSettings, Sampling
@@ -21,12 +21,11 @@ class Served:
 
     def __init__(self, model: str, dtype: str) -> None:
         self.engine = VllmEngine(sources.model_dir(model), dtype=dtype, threads=os.cpu_count())
-        self.queries = {s.id: s.query for name in ("sealtool", "bfcl") for s in _samples(name)}
 
     def batch(self, samples: Sequence[str]) -> dict[str, Any]:
         """What bench.py's own worker does with the same samples, each time from a cold prefix cache."""
         engine, clock = self.engine, Clock()
-        queries = [self.queries[s] for s in samples]
+        queries = [find(s).query for s in samples]
         plain = [Request(prompts.act(q)) for q in queries]
         engine.generate(plain[:1], Sampling(max_tokens=2))  # starts vLLM's processes
         self._cold()
@@ -55,13 +54,6 @@ class Served:
     def _cold(self) -> None:
         if not self.engine.llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache")
-
-
-def _samples(benchmark: str) -> Sequence[Any]:
-    try:
-        return benchmarks.load(benchmark)
-    except sources.Unavailable:
-        return ()
 
 
 def _version() -> str:
