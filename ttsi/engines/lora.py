@@ -65,9 +65,9 @@ class LoraLinear(nn.Module):
 class FrozenWeight:
     """`x @ weight.T` for a weight that never changes, each time by the fastest way there is.
 
-    `pack` makes a copy in half precision and FBGEMM's layout, and the first gradient another. They are read at
-    half the cost and multiplied in float32: decoding, which is bound by reading weights, is up to twice as
-    fast, and most other products are faster too (measured).
+    `pack` makes a copy in half precision and FBGEMM's layout, and the first gradient another. They are read
+    at half the cost and multiplied in float32: decoding, which is bound by reading weights, is up to twice
+    as fast, and most other products are faster too (measured).
     """
 
     def __init__(self, weight: Tensor) -> None:
