@@ -459,10 +459,13 @@ def _faster(known: dict[str, Any] | None, machine: dict[str, Any]) -> dict[str, 
 def _take_turns(ours: Worker, theirs: Worker, row: dict[str, Any], texts: dict[str, Any], turn: int) -> None:
     """Runs the three programs on a sample; who goes first changes from sample to sample.
 
-    A long prompt takes the usual loop some 20 GB: there ours goes first, and each leaves the memory to the
-    other; and `activated` before `exact`, whose freed memory would count as the other's peak.
+    A long prompt takes the usual loop more than 20 GB: there ours goes first, each leaves the memory to the
+    other, and the usual loop starts without its warm-up, beside whose leavings 24 GB were too few; and
+    `activated` goes before `exact`, whose freed memory would count as the other's peak.
     """
     long = row["begin"]["tokens"]["prompt"] > LONG
+    if long:
+        theirs.first = {}
     turns: list[Callable[[], None]] = [
         lambda: row.update(activated=ours("adapt", sample=row["sample"], mode="activated")),
         lambda: row.update(exact=ours("adapt", sample=row["sample"], mode="exact")),

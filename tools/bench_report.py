@@ -421,7 +421,8 @@ def report(found: Mapping[str, Any]) -> None:
         "prompt, its adapted answer from the example too. Its activated T stands on the prefix pass, which "
         "is not in it. H, G and `base` of `exact` and `activated` are one measurement. Peaks are of "
         "processes: what `exact` has freed may still be in `activated`'s where it went first. Each process "
-        "has worked through a short sample before the first one here.",
+        "has worked through a short sample before the first one here, but for the usual loop's on long "
+        "prompts, where the memory was too small for both.",
         tables.markdown(stages(table)),
         "Drafted decoding: tokens of the replies that were guessed before they were computed, and how many "
         "of the guesses came true. A guess that doesn't leaves the text as it is.",
