@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,7 @@ from ttsi.seeds import reply_seed
 from ttsi.types import Generation, Sampling, Scored
 
 _GROUP_TOKENS = 16  # up to this many query tokens, heads that share keys are folded instead of repeated
-_FREE_ROWS = (
-    6  # so many tokens in a decoding pass cost little more than one: room for guesses from the prompt
-)
+_FREE_ROWS = 6  # so many tokens cost a pass little more than one: room for guesses from the prompt
 _DRAFT_ROWS = 32  # room for guesses from an earlier answer, most of which come true
 _CHUNK_TOKENS = 256  # prefills are batched up to this many tokens a pass; beyond it one row fills the cores
 
@@ -114,6 +111,24 @@ class _BehindPrefix(torch.autograd.Function):
 AttentionInterface.register("ttsi", attention)
 
 
+class _LastBlock(torch.nn.Module):
+    """The last layer's feed-forward block, for those tokens whose hidden state somebody reads.
+
+    Nothing after it mixes tokens: what a prefix pass keeps of the last layer is its keys and values.
+    """
+
+    def __init__(self, whole: torch.nn.Module) -> None:
+        super().__init__()
+        self.whole = whole
+        self.read_from = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.read_from == 0:
+            return self.whole(x)
+        unread = torch.zeros_like(x[:, : self.read_from])
+        return torch.cat([unread, self.whole(x[:, self.read_from :])], dim=1)
+
+
 @dataclass
 class _Row:
     """One reply in the making."""
@@ -197,10 +212,8 @@ class TorchEngine(ChatEngine):
         self.drafts = drafts
         self.counters = Counters()
         self._mask4d = torch.zeros(1, 1, 1, 1, device=self.device)
-        self._read_from = 0
-        feed_forward = getattr(self.decoder.layers[-1], "mlp", None)
-        if feed_forward is not None:
-            feed_forward.forward = partial(self._last_block, feed_forward.forward)
+        last = self.decoder.layers[-1]
+        last.mlp = self._last_block = _LastBlock(last.mlp)
 
     # --- forward passes ---------------------------------------------------------------------------------
 
@@ -218,7 +231,7 @@ class TorchEngine(ChatEngine):
         read_from: the first token whose hidden state is read; those of the tokens before it are not had.
         """
         self.counters.passes += 1
-        self._read_from = read_from
+        self._last_block.read_from = read_from
         return self.decoder(
             input_ids=ids,
             position_ids=positions,
@@ -236,16 +249,6 @@ class TorchEngine(ChatEngine):
             return mask
         added = torch.zeros(mask.shape, dtype=self.dtype, device=self.device).masked_fill_(~mask, -torch.inf)
         return added.repeat(1, 1, groups, 1)
-
-    def _last_block(self, feed_forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """The last layer's feed-forward block, for those tokens whose hidden state somebody reads.
-
-        Nothing after it mixes tokens: what a prefix pass keeps of the last layer is its keys and values.
-        """
-        if self._read_from == 0:
-            return feed_forward(x)
-        unread = torch.zeros_like(x[:, : self._read_from])
-        return torch.cat([unread, feed_forward(x[:, self._read_from :])], dim=1)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (float32) [..., vocabulary] of hidden states [..., width]."""
