@@ -15,19 +15,18 @@ MACHINE = {"decoder": 100, "last_block": 20, "head": 50, "attention": 0, "flops"
 TOKENS = {"prompt": 12, "prefix": 8}
 
 
-def decoded(tokens: int, drafted: int, accepted: int) -> dict[str, int]:
-    return {"decoded_tokens": tokens, "drafted": drafted, "accepted": accepted}
+def stage(seconds: float, tokens: int = 0, drafted: int = 0, accepted: int = 0) -> dict[str, float]:
+    counted = {"decoded_tokens": tokens, "drafted": drafted, "accepted": accepted}
+    return {"seconds": seconds, "peak_mb": 1.0} | counted
 
 
 def sample(number: int, exact: float, activated: float) -> dict[str, Any]:
     """A sample whose usual T takes 6 seconds, 8 with merge, save and reload."""
 
-    def mode(t: float, tokens: int, guesses: dict[str, int]) -> dict[str, Any]:
+    def mode(t: float, tokens: int, answer: dict[str, float]) -> dict[str, Any]:
         return {
-            "seconds": {"T": t, "answer": 1.0},
-            "peak_mb": {"T": 1.0, "answer": 1.0},
+            "stages": {"T": stage(t), "answer": answer},
             "tokens": {"T": tokens, "labels": 2},
-            "decoded": {"T": decoded(0, 0, 0), "answer": guesses},
             "losses": [1.0, 0.5],
             "text": "a",
         }
@@ -38,18 +37,20 @@ def sample(number: int, exact: float, activated: float) -> dict[str, Any]:
         "sample": f"sealtool-{number}",
         "begin": {
             "tokens": TOKENS,
-            "seconds": {"prefix": 1.0, "H": 0.1, "base": 1.0, "G": 1.0},
-            "peak_mb": {},
-            "decoded": {"base": decoded(10, 8, 5), "G": decoded(20, 0, 0)},
+            "stages": {
+                "prefix": stage(1.0),
+                "H": stage(0.1),
+                "base": stage(1.0, 10, 8, 5),
+                "G": stage(1.0, 20),
+            },
             "scores": [[-1.0]],
             "base": "a",
             "examples": ["q"],
         },
-        "exact": mode(exact, 10, decoded(10, 4, 2)),
-        "activated": mode(activated, 4, decoded(12, 10, 9)),
+        "exact": mode(exact, 10, stage(1.0, 10, 4, 2)),
+        "activated": mode(activated, 4, stage(1.0, 12, 10, 9)),
         "usual": {
-            "seconds": usual | {"restore": 1.0},
-            "peak_mb": {"sample": 2.0},
+            "stages": {k: {"seconds": v, "peak_mb": 2.0} for k, v in (usual | {"restore": 1.0}).items()},
             "scores": [[-1.25]],
             "base": None if number else "a",
             "losses": [1.0, 0.75],
@@ -65,8 +66,15 @@ def found() -> dict[str, Any]:
     rest = dict.fromkeys(("one by one", "prefix", "base", "H", "G", "T", "answer"), 1.0)
     return {
         "machine": MACHINE,
+        "seconds": 90.0,
         "samples": [sample(0, 2.0, 0.5), sample(1, 4.0, 1.0)],
-        "batch": [{"n": 2, "equal": 2, "equal_full": 1, "seconds": batch | rest}],
+        "batch": {
+            "n": 2,
+            "tokens": [4, 2],
+            "equal": 2,
+            "equal_full": 1,
+            "stages": {k: {"seconds": v} for k, v in (batch | rest).items()},
+        },
     }
 
 
@@ -80,6 +88,7 @@ def test_ratios_are_geometric_means_held_against_their_bars(found: dict[str, Any
     whole = table.loc["uncertain sample, usual loop / activated"]
     assert whole.ratio == pytest.approx((14 / 3.6 * 14 / 4.1) ** 0.5)
     assert table.loc["… drafts off"].ratio == pytest.approx(4) and table.loc["… drafts off"].result == "pass"
+    assert table.loc["… drafts off"].n == 2, "samples of the one batch"
     assert table.loc["… drafts off, 48 tokens of every reply"].result == "falls short"
     assert table.loc["T, usual loop / activated, VirusTotal"].result == "not measured"
 
@@ -113,3 +122,37 @@ def test_agreement_counts_what_differs(found: dict[str, Any]) -> None:
     found["bfloat16"] = {"n": 24, "differ": 6, "verdicts": 0, "commit": "abc"}
     said = "\n".join(bench_report.agreement(found))
     assert "6 of 24 differ (25 [12, 45] %); of their verdicts 0 (0 [0, 14] %)" in said
+
+
+def test_what_has_not_run_is_not_measured(found: dict[str, Any]) -> None:
+    found["batch"] = {}
+    table = bench_report.bars(found).set_index("what")
+    together = table[
+        [what.startswith(("8 together", "tokens per second", "… drafts")) for what in table.index]
+    ]
+    assert len(together) == 4 and set(together.result) == {"not measured"}
+    assert set(bench_report.engines(None)["tokens per second"]) == {"not measured"}
+    assert "make bench ARGS=--vllm" in bench_report._engines_caption(None)
+
+
+def test_minutes_of_a_run_are_told_apart(found: dict[str, Any]) -> None:
+    # Of 90 seconds: 2 × 14, 3 + 5, 1.5 + 2, 2 × 3.1, 30.5, and the rest.
+    said = bench_report._minutes(found)
+    assert said.startswith("2 minutes (usual 0.5, exact 0.1, activated 0.1, ")
+    assert "share 0.1, samples together 0.5, loading, warm-ups, samples without an example 0.2)" in said
+
+
+def test_engines_are_set_beside_each_other_way_by_way() -> None:
+    def way(seconds: float, *tokens: list[int]) -> dict[str, Any]:
+        return {"seconds": seconds, "tokens": tokens}
+
+    torch = {"one by one": way(2.0, [1, 2], [3]), "together": way(1.0, [1, 2], [3])}
+    vllm = {"one by one": way(6.0, [1, 2], [3]), "together": way(2.0, [1, 9, 9], [3]), "version": "vllm 1"}
+    compared = {"torch": torch, "vllm": vllm, "dtype": "float32", "commit": "abc"}
+    table = bench_report.engines(compared).set_index(["replies", "engine"])
+    assert table.loc[("one by one", "torch"), "tokens per second"] == "1.5"
+    assert table.loc[("together", "vLLM"), "tokens per second"] == "2.0"
+    assert list(table.equal[:4]) == ["2 of 2", "2 of 2", "2 of 2", "1 of 2"]
+    assert ("together, drafts off", "vLLM") not in table.index
+    assert table.loc[("together, drafts off", "torch"), "tokens per second"] == "not measured"
+    assert "vllm 1, float32, in a run of its own at commit `abc`" in bench_report._engines_caption(compared)

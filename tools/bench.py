@@ -10,6 +10,7 @@ just started works through a sample of the fixture first, which is not measured.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
@@ -52,13 +53,11 @@ def find(sample: str) -> Sample:
 
 
 class Clock:
-    """Seconds per stage, the peak resident memory (MB) while it ran, and what an engine counted."""
+    """Per stage: seconds, the peak resident memory (MB) while it ran, and what an engine counted."""
 
     def __init__(self, counters: Any = None) -> None:
         self.counters = counters
-        self.seconds: dict[str, float] = {}
-        self.peak_mb: dict[str, float] = {}
-        self.decoded: dict[str, dict[str, int]] = {}
+        self.stages: dict[str, dict[str, float]] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -66,11 +65,16 @@ class Clock:
         before = dict(vars(self.counters)) if self.counters else {}
         began = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - began
-        self.peak_mb[name] = _peak_mb()
+        found = {"seconds": time.perf_counter() - began, "peak_mb": _peak_mb()}
         if before:
             done = {k: v - before[k] for k, v in vars(self.counters).items()}
-            self.decoded[name] = {k: done[k] for k in ("decoded_tokens", "drafted", "accepted")}
+            found |= {k: done[k] for k in ("decoded_tokens", "drafted", "accepted")}
+        self.stages[name] = found
+
+
+def _release() -> None:
+    """Gives freed memory back to the system: a program's peak holds nothing of what ran before."""
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reset_peak() -> None:
@@ -149,7 +153,7 @@ class Ours:
                 "example": bare,
                 "reply": engine.chat.render(example, reply=reply)[len(bare) :],
             }
-        return out | {"seconds": clock.seconds, "peak_mb": clock.peak_mb, "decoded": clock.decoded}
+        return out | {"stages": clock.stages}
 
     def adapt(self, sample: str, mode: str) -> dict[str, Any]:
         """T and the answer. The draft is the example's own answer: a live query has no base answer yet."""
@@ -158,6 +162,7 @@ class Ours:
 
         (query, examples, reply), engine = self.work[sample], self.engine
         clock = Clock(engine.counters)
+        _release()
         with clock.stage("T"):
             fitted = trainer.fit(engine, [trainer.job(query.tools, examples, SEED)], LoraSettings(mode=mode))[
                 0
@@ -174,9 +179,7 @@ class Ours:
             "text": answer.text,
             "losses": fit.losses,
             "tokens": tokens | {"answer": len(answer.tokens)},
-            "seconds": clock.seconds,
-            "peak_mb": clock.peak_mb,
-            "decoded": clock.decoded,
+            "stages": clock.stages,
         }
 
     def batch(self, samples: Sequence[str]) -> dict[str, Any]:
@@ -236,20 +239,24 @@ class Ours:
         finally:
             engine.chat.stop_ids = stops
         engine.drafts = True
-        # To set beside vLLM: each sample under its own adapter, mode exact. A fresh one leaves the text.
-        fresh = [engine.lora.fresh(LoraSettings(), i, engine.device) for i in range(len(plain))]
-        with clock.stage("adapters"):
-            engine.generate([replace(r, adapter=a) for r, a in zip(plain, fresh, strict=True)], ANSWER)
         texts = [[g.tokens for g in group] for group in (one, many, alone, together)]
         return {
             "n": len(queries),
-            "replies": [r.tokens for r in many],
+            "tokens": [len(r.tokens) for r in many],
             "adapted": len(usable),
-            "tokens": sum(len(r.tokens) for r in many),
             "equal": sum(len(set(row)) == 1 for row in zip(*texts, strict=True)),
             "equal_full": sum(a.tokens == b.tokens for a, b in zip(long, long_together, strict=True)),
-            "seconds": clock.seconds,
+            "stages": clock.stages,
         }
+
+    def replies(self, samples: Sequence[str]) -> dict[str, Any]:
+        """What `replies` says, and the same without guesses at what comes next."""
+        engine = self.engine
+        found = replies(engine, samples, engine.prefixes.clear)
+        engine.drafts = False
+        plain = replies(engine, samples, engine.prefixes.clear, ways=("together",))
+        engine.drafts = True
+        return found | {"together, drafts off": plain["together"]}
 
     def rounding(self, samples: Sequence[str]) -> dict[str, Any]:
         """How often base answers and verdicts depend on the batch they are decoded in, eight at a time."""
@@ -309,6 +316,37 @@ class Ours:
         }
 
 
+def replies(
+    engine: Any,
+    samples: Sequence[str],
+    cold: Callable[[], object],
+    ways: Sequence[str] = ("one by one", "together", "together, an adapter each (exact)"),
+) -> dict[str, Any]:
+    """Base answers, had in several ways: their tokens, and seconds from a cold prefix cache.
+
+    An adapter each: a fresh one, which leaves the text as it is.
+    """
+    from ttsi import prompts
+    from ttsi.engines.base import Request
+
+    plain = [Request(prompts.act(find(s).query), lookup=True) for s in samples]
+    fresh = [engine.lora.fresh(LoraSettings(), i, engine.device) for i in range(len(plain))]
+    asked = {
+        "one by one": [[r] for r in plain],
+        "together": [plain],
+        "together, an adapter each (exact)": [
+            [replace(r, adapter=a) for r, a in zip(plain, fresh, strict=True)]
+        ],
+    }
+    found: dict[str, Any] = {}
+    for way in ways:
+        cold()
+        began = time.perf_counter()
+        texts = [reply[0].tokens for group in asked[way] for reply in engine.generate(group, ANSWER)]
+        found[way] = {"seconds": time.perf_counter() - began, "tokens": texts}
+    return found
+
+
 class Theirs:
     """The worker that runs the usual loop."""
 
@@ -321,6 +359,7 @@ class Theirs:
         """The whole loop on one sample, with the base answer first if asked for."""
         loop = self.loop
         loop.seconds = {}
+        _release()
         _reset_peak()
         answer = loop.answer(texts["prompt"], ANSWER.max_tokens) if base else None
         scores = loop.score(texts["prompt"], texts["opening"], texts["continuations"])
@@ -335,8 +374,7 @@ class Theirs:
             "written": written,
             "text": text,
             "losses": losses,
-            "seconds": loop.seconds,
-            "peak_mb": {"sample": _peak_mb()},
+            "stages": {k: {"seconds": s, "peak_mb": _peak_mb()} for k, s in loop.seconds.items()},
         }
 
 
@@ -406,9 +444,7 @@ def measure(
     """Adds to `found` what it lacks of a run's measurements; `keep` gets what there is after each sample."""
     code = commit()
     with ExitStack() as stack:
-        ours, theirs, vllm = (
-            stack.enter_context(Worker(n, model, dtype)) for n in ("ours", "theirs", "vllm")
-        )
+        ours, theirs = (stack.enter_context(Worker(n, model, dtype)) for n in ("ours", "theirs"))
         ours.first = {"do": "warm_up"}
         found["machine"] = _faster(found.get("machine"), ours("machine"))
         theirs.first = {"do": "sample", "texts": ours.warmed, "base": True}
@@ -427,21 +463,16 @@ def measure(
                 taken.append(row)
                 found["samples"].append(row)
                 keep(found)
-                seconds = ", ".join(f"{p} {row[p]['seconds']['T']:.1f} s" for p in (*MODES, "usual"))
+                seconds = ", ".join(
+                    f"{p} {row[p]['stages']['T']['seconds']:.1f} s" for p in (*MODES, "usual")
+                )
                 say(f"{name} {len(taken)}/{n}, T: {seconds}")
             if name == next(iter(wanted)):
                 together = [row["sample"] for row in taken][:8]
                 if not found["batch"]:
-                    found["batch"] = [ours("batch", samples=together)]
+                    found["batch"] = ours("batch", samples=together)
                     keep(found)
                     say(f"{len(together)} samples together")
-                if VLLM.exists() and not found["vllm"]:
-                    ours.pause()
-                    theirs.pause()
-                    found["vllm"] = [vllm("batch", samples=together)]
-                    vllm.pause()
-                    keep(found)
-                    say(f"{len(together)} samples together on vLLM")
         found["machine"] = _faster(found["machine"], ours("machine"))
 
 
@@ -452,6 +483,18 @@ def rounding(model: str, names: Sequence[str]) -> dict[str, Any]:
         return worker("rounding", samples=ids[:ROUNDED]) | {"model": model, "commit": commit()}
 
 
+def engines(model: str, dtype: str, name: str) -> dict[str, Any]:
+    """Torch and vLLM on the same prompts, one after the other, each alone on the machine."""
+    found: dict[str, Any] = {"model": model, "dtype": dtype, "commit": commit()}
+    with Worker("ours", model, dtype) as ours:
+        ours.first = {"do": "warm_up"}
+        samples = ours("list", name=name)["ids"][:8]
+        found["torch"] = ours("replies", samples=samples)
+    with Worker("vllm", model, dtype) as vllm:
+        found["vllm"] = vllm("replies", samples=samples)
+    return found
+
+
 def _faster(known: dict[str, Any] | None, machine: dict[str, Any]) -> dict[str, Any]:
     return machine | {"flops": max(machine["flops"], known["flops"])} if known else machine
 
@@ -460,11 +503,11 @@ def _take_turns(ours: Worker, theirs: Worker, row: dict[str, Any], texts: dict[s
     """Runs the three programs on a sample; who goes first changes from sample to sample.
 
     A long prompt takes the usual loop more than 20 GB: there ours goes first, each leaves the memory to the
-    other, and the usual loop starts without its warm-up, beside whose leavings 24 GB were too few; and
-    `activated` goes before `exact`, whose freed memory would count as the other's peak.
+    other, and the usual loop starts without its warm-up, beside whose leavings 24 GB were too few.
     """
     long = row["begin"]["tokens"]["prompt"] > LONG
     if long:
+        theirs.pause()
         theirs.first = {}
     turns: list[Callable[[], None]] = [
         lambda: row.update(activated=ours("adapt", sample=row["sample"], mode="activated")),
@@ -475,8 +518,6 @@ def _take_turns(ours: Worker, theirs: Worker, row: dict[str, Any], texts: dict[s
         if long and i == len(turns) - 1:
             ours.pause()
         turns[i if long else (i + turn) % len(turns)]()
-    if long:
-        theirs.pause()
 
 
 def main() -> None:
@@ -487,31 +528,38 @@ def main() -> None:
     parser.add_argument("--go-on", action="store_true", help="measure only what the last run lacks")
     parser.add_argument("--report", action="store_true", help="of what a run that was cut has measured")
     parser.add_argument("--bfloat16", action="store_true", help="count only how often bfloat16 rounds apart")
+    parser.add_argument("--vllm", action="store_true", help="only torch beside vLLM, on the same prompts")
     parser.add_argument("--worker", choices=["ours", "theirs"])
     asked = parser.parse_args()
     if asked.worker:
         serve({"ours": Ours, "theirs": Theirs}[asked.worker](asked.model, asked.dtype))
         return
+    if asked.vllm and not VLLM.exists():
+        parser.error("vLLM is not installed here: make test-vllm does that")
     path = sources.runs_dir() / "bench.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    found: dict[str, Any] = {"model": asked.model, "samples": [], "batch": [], "vllm": [], "seconds": 0.0}
-    if asked.report or asked.go_on:
-        if not known:
+    found: dict[str, Any] = {"model": asked.model, "samples": [], "batch": {}, "seconds": 0.0}
+    aside = asked.bfloat16 or asked.vllm  # runs of their own, kept when the programs are measured anew
+    if asked.report or asked.go_on or aside:
+        if not known and not aside:
             parser.error(f"{path} is not there: nothing has been measured yet")
-        found = known
-    elif known and (asked.bfloat16 or known["model"] == asked.model):
-        found = known if asked.bfloat16 else found | {"bfloat16": known.get("bfloat16")}  # no timing
-    if asked.bfloat16:
+        if known and known["model"] != asked.model:
+            parser.error(f"{path} was measured with {known['model']}")
+        found = known or found
+    elif known and known["model"] == asked.model:
+        found |= {k: known[k] for k in ("bfloat16", "engines") if k in known}
+    if not asked.report:
         sources.fetch([asked.model])
-        found["bfloat16"] = rounding(asked.model, [s.partition("=")[0] for s in asked.samples])
+    names = [s.partition("=")[0] for s in asked.samples]
+    if aside:
+        if asked.bfloat16:
+            found["bfloat16"] = rounding(asked.model, names)
+        if asked.vllm:
+            found["engines"] = engines(asked.model, asked.dtype, names[0])
         tables.write(path, json.dumps(found).encode())
-        if not found["samples"]:
-            print(found["bfloat16"])
-            return
     elif not asked.report:
-        if asked.go_on and (of := (found["model"], found["machine"]["dtype"])) != (asked.model, asked.dtype):
-            parser.error(f"{path} was measured with {' in '.join(of)}")
-        sources.fetch([asked.model])
+        if asked.go_on and found["machine"]["dtype"] != asked.dtype:
+            parser.error(f"{path} was measured in {found['machine']['dtype']}")
         began = time.monotonic() - found["seconds"]
 
         def keep(found: dict[str, Any]) -> None:
@@ -529,6 +577,9 @@ def main() -> None:
         keep(found)
     from bench_report import report
 
+    if not found["samples"]:
+        print("make bench has measured no samples yet: no report")
+        return
     report(found)
 
 

@@ -23,7 +23,7 @@ from ttsi.types import LoraSettings
 
 PROGRAMS = ("usual", "exact", "activated")
 STAGES = ("prefix", "base", "H", "G", "T", "merge", "save", "reload", "answer", "restore")
-AFTERWARDS = ("merge", "save", "reload", "restore")
+COUNTED = ("seconds", "peak_mb", "decoded_tokens", "drafted", "accepted")
 _COLOURS = {"usual": "#7f7f7f", "exact": "#d98b3a", "activated": "#2b6ca3"}
 
 
@@ -37,12 +37,9 @@ def rows(found: Mapping[str, Any]) -> pd.DataFrame:
         begin, machine = s["begin"], found["machine"]
         work = _work(machine, begin["tokens"], s["exact"]["tokens"], s["activated"]["tokens"])
         for program in PROGRAMS:
-            own = s[program]
-            seconds = own["seconds"] if program == "usual" else begin["seconds"] | own["seconds"]
-            peaks = begin["peak_mb"] | own["peak_mb"]
-            decoded = {} if program == "usual" else begin["decoded"] | own["decoded"]
+            measured = _stages(s, program)
             for stage in STAGES:
-                if stage in seconds:
+                if stage in measured:
                     out.append(
                         {
                             "benchmark": s["benchmark"],
@@ -50,14 +47,18 @@ def rows(found: Mapping[str, Any]) -> pd.DataFrame:
                             "number": number,
                             "program": program,
                             "stage": stage,
-                            "seconds": seconds[stage],
-                            "peak_mb": peaks.get(stage, peaks.get("sample", math.nan)),
+                            **{column: measured[stage].get(column, math.nan) for column in COUNTED},
                             "prompt_tokens": begin["tokens"]["prompt"],
                             "flops": work.get((program, stage), math.nan),
-                            **(decoded[stage] if stage in ("base", "G", "answer") and decoded else {}),
                         }
                     )
     return pd.DataFrame(out)
+
+
+def _stages(s: Mapping[str, Any], program: str) -> dict[str, Mapping[str, float]]:
+    """What a program's stages took on a sample; `exact` and `activated` share those before T."""
+    own: dict[str, Mapping[str, float]] = s[program]["stages"]
+    return own if program == "usual" else s["begin"]["stages"] | own
 
 
 def _work(
@@ -106,10 +107,8 @@ def _of(program: str, *stages: str) -> Total:
     """Seconds that a program spends on the named stages of a sample."""
 
     def total(s: Mapping[str, Any]) -> float:
-        seconds = (
-            s["usual"]["seconds"] if program == "usual" else s["begin"]["seconds"] | s[program]["seconds"]
-        )
-        return sum(seconds[x] for x in stages)
+        measured = _stages(s, program)
+        return sum(measured[x]["seconds"] for x in stages)
 
     return total
 
@@ -182,12 +181,18 @@ def bars(found: Mapping[str, Any]) -> pd.DataFrame:
         ("… drafts off", "≥", 3.0, ("plain one by one",), ("plain together",)),
         (f"… drafts off, {FULL} tokens of every reply", "≥", 3.0, ("full one by one",), ("full together",)),
     ):
-        pairs = [
-            (sum(b["seconds"][x] for x in top), sum(b["seconds"][x] for x in bottom)) for b in found["batch"]
-        ]
-        value, low, high, n = ratio(pairs)
+        batch = found["batch"]
+        took = [sum(batch["stages"][x]["seconds"] for x in side) if batch else 1.0 for side in (top, bottom)]
         out.append(
-            {"what": what, "n": n, "ratio": value, "low": low, "high": high, "sense": sense, "bar": bar}
+            {
+                "what": what,
+                "n": batch.get("n", 0),
+                "ratio": took[0] / took[1],
+                "low": math.nan,
+                "high": math.nan,
+                "sense": sense,
+                "bar": bar,
+            }
         )
     tries, growth = _soak()
     out.append(
@@ -218,33 +223,26 @@ def _soak() -> tuple[int, float]:
     return 0, math.nan
 
 
-def engines(found: Mapping[str, Any]) -> pd.DataFrame:
+def engines(compared: Mapping[str, Any] | None) -> pd.DataFrame:
     """Tokens per second of torch and vLLM on the same prompts, reading them included, from cold caches.
 
-    equal: replies that are torch's to the token. One row per engine and way; the mean of the repetitions.
+    equal: replies that are torch's to the token, had one by one. One row per way and engine.
     """
-    ways = {
-        "one by one": {"torch": ("prefix", "one by one"), "vLLM": ("one by one",)},
-        "together": {"torch": ("prefix", "base"), "vLLM": ("together",)},
-        "together, drafts off": {"torch": ("prefix", "plain together")},
-        "together, an adapter each (exact)": {"torch": ("adapters",), "vLLM": ("adapters",)},
-    }
-    runs = {"torch": found["batch"], "vLLM": found.get("vllm", [])}
-    want = [tuple(r) for r in found["batch"][0].get("replies", [])] if found["batch"] else []
+    ways = ("one by one", "together", "together, drafts off", "together, an adapter each (exact)")
     out = []
-    for way, measured in ways.items():
-        for engine, names in measured.items():
-            missing = "not measured (make test-vllm installs it)" if engine == "vLLM" else "not measured"
-            row = {"replies": way, "engine": engine, "n": "", "tokens per second": missing, "equal": ""}
-            if runs[engine] and all(n in runs[engine][0]["seconds"] for n in names):
-                rates = [r["tokens"] / sum(r["seconds"][n] for n in names) for r in runs[engine]]
-                same = sum(tuple(a) == b for a, b in zip(runs[engine][0]["replies"], want, strict=True))
+    for way in ways:
+        for engine, shown in (("torch", "torch"), ("vllm", "vLLM")):
+            row = {"replies": way, "engine": shown, "n": "", "tokens per second": "not measured", "equal": ""}
+            if compared and way in compared[engine]:
+                done, want = compared[engine][way], compared["torch"]["one by one"]["tokens"]
+                same = sum(a == b for a, b in zip(done["tokens"], want, strict=True))
                 row |= {
-                    "n": f"{len(want)} × {len(rates)}",
-                    "tokens per second": f"{sum(rates) / len(rates):.1f}",
+                    "n": str(len(want)),
+                    "tokens per second": f"{sum(map(len, done['tokens'])) / done['seconds']:.1f}",
                     "equal": f"{same} of {len(want)}",
                 }
-            out.append(row)
+            if engine == "torch" or way != "together, drafts off":  # vLLM guesses nothing here
+                out.append(row)
     return pd.DataFrame(out)
 
 
@@ -267,7 +265,7 @@ def agreement(found: Mapping[str, Any]) -> list[str]:
     )
     with_base = [s for s in samples if s["usual"]["base"] is not None]
     equal_base = sum(s["begin"]["base"] == s["usual"]["base"] for s in with_base)
-    texts, full, batched = (sum(b[k] for b in found["batch"]) for k in ("equal", "equal_full", "n"))
+    texts, full, batched = (found["batch"].get(k, 0) for k in ("equal", "equal_full", "n"))
     return [
         f"Base answers equal in {equal_base} of {len(with_base)} samples.",
         f"Scores of H differ by at most {scores:.1e} nats per token.",
@@ -279,7 +277,7 @@ def agreement(found: Mapping[str, Any]) -> list[str]:
         f"{count(lambda s: s['usual']['text'] == s['exact']['text'])}, "
         f"exact = activated in {count(lambda s: s['exact']['text'] == s['activated']['text'])} samples "
         "(two training modes: not the same adapter).",
-        f"Replies equal alone and in a batch of 8, with drafts and without: {texts} of {batched}; "
+        f"Replies equal alone and in a batch of {batched}, with drafts and without: {texts} of {batched}; "
         f"{FULL} tokens of each, whatever they say: {full} of {batched}.",
         _rounding(found.get("bfloat16")),
     ]
@@ -356,15 +354,13 @@ def floor(table: pd.DataFrame, found: Mapping[str, Any]) -> str:
             f"{100 * (spent['G'] + spent['answer']):.0f} % G and the answer: decoding, which reads all "
             "weights for every few tokens."
         )
-    for batch in found["batch"]:
-        lengths = [len(reply) for reply in batch.get("replies", [])]
-        if lengths:
-            lines.append(
-                f"- {len(lengths)} together: the replies have {sum(lengths)} tokens, the longest "
-                f"{max(lengths)}. With a token a pass, decoding them together takes as many passes as the "
-                f"longest has tokens: at most {sum(lengths) / max(lengths):.2f} times as fast as one by one, "
-                f"if a pass over {len(lengths)} rows cost no more than one over a single row."
-            )
+    if lengths := found["batch"].get("tokens"):
+        lines.append(
+            f"- {len(lengths)} together: the replies have {sum(lengths)} tokens, the longest {max(lengths)}. "
+            "With a token a pass, decoding them together takes as many passes as the longest has tokens: at "
+            f"most {sum(lengths) / max(lengths):.2f} times as fast as one by one, if a pass over "
+            f"{len(lengths)} rows cost no more than one over a single row."
+        )
     return "\n".join(lines)
 
 
@@ -380,6 +376,21 @@ def stages(table: pd.DataFrame) -> pd.DataFrame:
         row["T: share of peak FLOP/s"] = f"{100 * (group[group.stage == 'T'].reached.mean()):.0f} %"
         out.append(row)
     return pd.DataFrame(out)
+
+
+def _minutes(found: Mapping[str, Any]) -> str:
+    """How long the run took, and how much of that each program's stages did."""
+
+    def spent(stages: Iterable[Mapping[str, Any]]) -> float:
+        return sum(stage["seconds"] for of in stages for stage in of.values()) / 60
+
+    parts = {p: spent(s[p]["stages"] for s in found["samples"]) for p in PROGRAMS}
+    parts["what exact and activated share"] = spent(s["begin"]["stages"] for s in found["samples"])
+    if found["batch"]:
+        parts["samples together"] = spent([found["batch"]["stages"]])
+    total = found["seconds"] / 60
+    parts["loading, warm-ups, samples without an example"] = total - sum(parts.values())
+    return f"{total:.0f} minutes ({', '.join(f'{name} {value:.1f}' for name, value in parts.items())})"
 
 
 def _commits(found: Mapping[str, Any]) -> str:
@@ -408,10 +419,10 @@ def report(found: Mapping[str, Any]) -> None:
     machine = found["machine"]
     text = [
         f"{found['model']}, {machine['dtype']}, {machine['threads']} threads; matrix products at "
-        f"{machine['flops'] / 1e9:.0f} GFLOP/s; {found['seconds'] / 60:.0f} minutes. "
+        f"{machine['flops'] / 1e9:.0f} GFLOP/s; {_minutes(found)}. "
         "Ratios are geometric means over samples with 95 % t intervals, of programs that took turns on "
-        "each; of 'together' rows n counts repetitions of the same samples, so their interval is of the "
-        "timing only. T of the usual loop: training, merge, save, reload, unless a row says training alone. "
+        "each; 'together' rows are of one batch of n samples, timed once, without an interval. T of the "
+        "usual loop: training, merge, save, reload, unless a row says training alone. "
         f"Passing is the mean's, whatever the interval. {_commits(found)}A GPU: not measured.",
         tables.markdown(shown),
         floor(table, found),
@@ -420,7 +431,7 @@ def report(found: Mapping[str, Any]) -> None:
         "decodes token by token; ttsi guesses ahead: its base answer and example are drafted from the "
         "prompt, its adapted answer from the example too. Its activated T stands on the prefix pass, which "
         "is not in it. H, G and `base` of `exact` and `activated` are one measurement. Peaks are of "
-        "processes: what `exact` has freed may still be in `activated`'s where it went first. Each process "
+        "resident memory, the model's included; of the usual loop, over the whole sample. Each process "
         "has worked through a short sample before the first one here, but for the usual loop's on long "
         "prompts, where the memory was too small for both.",
         tables.markdown(stages(table)),
@@ -428,9 +439,8 @@ def report(found: Mapping[str, Any]) -> None:
         "of the guesses came true. A guess that doesn't leaves the text as it is.",
         tables.markdown(drafts(table)),
         "\n".join(f"- {line}" for line in agreement(found)),
-        f"Base answers by torch and vLLM{_vllm_version(found)}, reading the prompts included, from cold "
-        "prefix caches; torch guesses ahead unless a row says otherwise. A GPU: not measured.",
-        tables.markdown(engines(found)),
+        _engines_caption(found.get("engines")),
+        tables.markdown(engines(found.get("engines"))),
     ]
     folder = sources.figures_dir()
     tables.write(folder / "bench.md", ("\n\n".join(text) + "\n").encode())
@@ -439,8 +449,15 @@ def report(found: Mapping[str, Any]) -> None:
     print("\n\n".join(text))
 
 
-def _vllm_version(found: Mapping[str, Any]) -> str:
-    return f" ({found['vllm'][0]['version']})" if found.get("vllm") else ""
+def _engines_caption(compared: Mapping[str, Any] | None) -> str:
+    said = (
+        "Base answers by torch and vLLM, reading the prompts included, from cold prefix caches; torch "
+        "guesses ahead unless a row says otherwise. A GPU: not measured."
+    )
+    if not compared:
+        return f"{said} Not measured yet: make test-vllm installs vLLM, make bench ARGS=--vllm measures."
+    version = compared["vllm"]["version"]
+    return f"{said} {version}, {compared['dtype']}, in a run of its own at commit `{compared['commit']}`."
 
 
 def _stages_figure(table: pd.DataFrame) -> Any:
