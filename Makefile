@@ -79,7 +79,7 @@ test-vllm: .venv-vllm/.complete ## vLLM in .venv-vllm: the engine's contract, pa
 test-soak: setup ## hundreds of adaptations in one process (half an hour); writes docs/reliability.md
 	@TTSI_LEDGER=docs $(PY) -m pytest -s tests/soak
 
-bench: setup ## what test-time training costs, against the usual loop: figures/bench.md (an hour without bfloat16 instructions; ARGS=--go-on: what the last run lacks)
+bench: setup ## what test-time training costs, against the usual loop: figures/bench.md (some 45 minutes without bfloat16 instructions; ARGS=--go-on: what the last run lacks, --vllm: beside vLLM)
 	@$(PY) tools/bench.py $(ARGS)
 
 lint: setup ## ruff and mypy

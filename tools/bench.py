@@ -10,7 +10,6 @@ just started works through a sample of the fixture first, which is not measured.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import subprocess
@@ -70,11 +69,6 @@ class Clock:
             done = {k: v - before[k] for k, v in vars(self.counters).items()}
             found |= {k: done[k] for k in ("decoded_tokens", "drafted", "accepted")}
         self.stages[name] = found
-
-
-def _release() -> None:
-    """Gives freed memory back to the system: a program's peak holds nothing of what ran before."""
-    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reset_peak() -> None:
@@ -162,7 +156,6 @@ class Ours:
 
         (query, examples, reply), engine = self.work[sample], self.engine
         clock = Clock(engine.counters)
-        _release()
         with clock.stage("T"):
             fitted = trainer.fit(engine, [trainer.job(query.tools, examples, SEED)], LoraSettings(mode=mode))[
                 0
@@ -359,7 +352,6 @@ class Theirs:
         """The whole loop on one sample, with the base answer first if asked for."""
         loop = self.loop
         loop.seconds = {}
-        _release()
         _reset_peak()
         answer = loop.answer(texts["prompt"], ANSWER.max_tokens) if base else None
         scores = loop.score(texts["prompt"], texts["opening"], texts["continuations"])
@@ -503,7 +495,8 @@ def _take_turns(ours: Worker, theirs: Worker, row: dict[str, Any], texts: dict[s
     """Runs the three programs on a sample; who goes first changes from sample to sample.
 
     A long prompt takes the usual loop more than 20 GB: there ours goes first, each leaves the memory to the
-    other, and the usual loop starts without its warm-up, beside whose leavings 24 GB were too few.
+    other, and the usual loop starts without its warm-up, beside whose leavings 24 GB were too few; and
+    `activated` goes before `exact`, whose freed memory would count as the other's peak.
     """
     long = row["begin"]["tokens"]["prompt"] > LONG
     if long:

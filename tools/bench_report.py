@@ -431,7 +431,7 @@ def report(found: Mapping[str, Any]) -> None:
         "decodes token by token; ttsi guesses ahead: its base answer and example are drafted from the "
         "prompt, its adapted answer from the example too. Its activated T stands on the prefix pass, which "
         "is not in it. H, G and `base` of `exact` and `activated` are one measurement. Peaks are of "
-        "resident memory, the model's included; of the usual loop, over the whole sample. Each process "
+        "processes: what `exact` has freed may still be in `activated`'s where it went first. Each process "
         "has worked through a short sample before the first one here, but for the usual loop's on long "
         "prompts, where the memory was too small for both.",
         tables.markdown(stages(table)),
