@@ -511,6 +511,8 @@ def _take_turns(ours: Worker, theirs: Worker, row: dict[str, Any], texts: dict[s
         if long and i == len(turns) - 1:
             ours.pause()
         turns[i if long else (i + turn) % len(turns)]()
+    if long:
+        theirs.pause()
 
 
 def main() -> None:
