@@ -165,9 +165,8 @@ def bars(found: Mapping[str, Any]) -> pd.DataFrame:
     out = []
     for what, samples, first, second, sense, bar in asked:
         value, low, high, n = ratio((first(s), second(s)) for s in samples)
-        out.append(
-            {"what": what, "n": n, "ratio": value, "low": low, "high": high, "sense": sense, "bar": bar}
-        )
+        out.append((what, n, value, low, high, sense, bar))
+    batch = found["batch"]
     for what, sense, bar, top, bottom in (
         (
             "8 together, activated / base answers (prefix pass in the base answers)",
@@ -181,32 +180,12 @@ def bars(found: Mapping[str, Any]) -> pd.DataFrame:
         ("… drafts off", "≥", 3.0, ("plain one by one",), ("plain together",)),
         (f"… drafts off, {FULL} tokens of every reply", "≥", 3.0, ("full one by one",), ("full together",)),
     ):
-        batch = found["batch"]
         took = [sum(batch["stages"][x]["seconds"] for x in side) if batch else 1.0 for side in (top, bottom)]
-        out.append(
-            {
-                "what": what,
-                "n": batch.get("n", 0),
-                "ratio": took[0] / took[1],
-                "low": math.nan,
-                "high": math.nan,
-                "sense": sense,
-                "bar": bar,
-            }
-        )
+        out.append((what, batch.get("n", 0), took[0] / took[1], math.nan, math.nan, sense, bar))
     tries, growth = _soak()
-    out.append(
-        {
-            "what": f"resident memory after {tries} adaptations / after 10 (SmolLM2, make test-soak)",
-            "n": int(tries > 0),
-            "ratio": growth,
-            "low": math.nan,
-            "high": math.nan,
-            "sense": "≤",
-            "bar": 1.02,
-        }
-    )
-    table = pd.DataFrame(out)
+    soak = f"resident memory after {tries} adaptations / after 10 (SmolLM2, make test-soak)"
+    out.append((soak, int(tries > 0), growth, math.nan, math.nan, "≤", 1.02))
+    table = pd.DataFrame(out, columns=["what", "n", "ratio", "low", "high", "sense", "bar"])
     holds = np.where(table.sense == "≥", table.ratio >= table.bar, table.ratio <= table.bar)
     table["result"] = np.where(table.n == 0, "not measured", np.where(holds, "pass", "falls short"))
     return table
