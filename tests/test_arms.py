@@ -14,9 +14,10 @@ import pytest
 
 from ttsi import arms, benchmarks, pools, trainer
 from ttsi.arms import ARMS
-from ttsi.calls import format_calls, gold_calls, parse_calls
+from ttsi.calls import format_calls, parse_calls
 from ttsi.engines.base import EngineError
 from ttsi.engines.torch import TorchEngine
+from ttsi.judge import gold_calls
 from ttsi.study import Study
 from ttsi.types import Call, Generation, Gold, Query, Sample
 

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from ttsi import benchmarks, sources
 from ttsi.benchmarks import BrokenData, load, to_sample
-from ttsi.calls import format_calls, gold_calls, judge, schema_errors
+from ttsi.calls import format_calls
+from ttsi.judge import gold_calls, judge
+from ttsi.schemas import schema_errors
 from ttsi.types import AcceptedObject, Message, Sample
 
 FIXTURES = Path(__file__).parent / "fixtures"

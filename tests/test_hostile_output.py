@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ttsi import benchmarks
-from ttsi.calls import MAX_DEPTH, canonical, format_calls, judge, parse_calls, schema_errors
+from ttsi.calls import MAX_DEPTH, canonical, format_calls, parse_calls
+from ttsi.judge import judge
+from ttsi.schemas import schema_errors
 from ttsi.types import Call, Gold, Message, Query, Sample, Tool
 
 MB = 1 << 20

@@ -13,11 +13,13 @@ import torch
 from transformers import AutoTokenizer
 
 from ttsi import benchmarks, estimator, fixture, prompts, synthesizer
-from ttsi.calls import format_calls, gold_calls, judge, schema_errors
+from ttsi.calls import format_calls
 from ttsi.config import load_profile
 from ttsi.engines import tiny
 from ttsi.engines.base import Request
 from ttsi.engines.torch import TorchEngine
+from ttsi.judge import gold_calls, judge
+from ttsi.schemas import schema_errors
 from ttsi.seeds import seed_for
 from ttsi.trainer import Job, train
 from ttsi.types import LoraSettings, Sample, Sampling

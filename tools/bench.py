@@ -254,8 +254,8 @@ class Ours:
     def rounding(self, samples: Sequence[str]) -> dict[str, Any]:
         """How often base answers and verdicts depend on the batch they are decoded in, eight at a time."""
         from ttsi import prompts
-        from ttsi.calls import judge
         from ttsi.engines.base import Request
+        from ttsi.judge import judge
 
         engine = self.engine
         found = [find(s) for s in samples]

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 from ttsi import benchmarks, estimator, models, prompts, synthesizer
-from ttsi.calls import format_calls, parse_calls, schema_errors
+from ttsi.calls import format_calls, parse_calls
 from ttsi.config import PAPER_SAMPLING
 from ttsi.engines.base import Engine, Request
+from ttsi.schemas import schema_errors
 from ttsi.seeds import seed_for
 from ttsi.types import (
     Call,

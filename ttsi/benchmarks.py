@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from ttsi import fixture, sources
-from ttsi.calls import fits, require_plain
-from ttsi.types import AcceptedObject, Gold, Message, Query, Role, Sample, Tool
+from ttsi.calls import require_plain
+from ttsi.conversations import read_messages
+from ttsi.gold import read_gold
+from ttsi.schemas import BadField, read_tool
+from ttsi.types import Query, Sample
 
 FILES = {
     "sealtool": ("sealtool",),
@@ -26,29 +27,9 @@ FILES = {
 }
 """What each benchmark is read from: data files, for BFCL the categories with several tools."""
 
-_KINDS = {
-    "string": "str string char",
-    "integer": "int integer long short byte bigint",
-    "number": "float number double",
-    "boolean": "bool boolean",
-    "array": "list array tuple set arraylist",
-    "object": "dict object hashmap hashtable",
-    "null": "null none",
-}
-_TYPES = {word: kind for kind, words in _KINDS.items() for word in words.split()}
-_ROLES: dict[str, Role] = {
-    "user": "user", "system": "user", "agent": "assistant", "assistant": "assistant", "tool": "tool",
-}  # fmt: skip
-_REQUEST_LINE = re.compile(r"(?:\A|\n)[ \t]*Generate API Request:\s*\Z")
-_FENCED = re.compile(r"\s*```(?:json)?\s*([\[{].*[\]}])\s*```\s*", re.DOTALL)
-
 
 class BrokenData(ValueError):
     """A benchmark's file or record can't be read; the message names file, index and field."""
-
-
-class _Broken(Exception):
-    """(field, what is wrong with it)."""
 
 
 @dataclass(frozen=True)
@@ -179,15 +160,15 @@ def _sample(raw: _Raw, benchmark: str, tool_order: str, seed: int, keep_componen
     record = raw.record
     try:
         if not isinstance(record, dict):
-            raise _Broken("record", "is not an object")
-        messages = tuple(_messages(record.get("query")))
+            raise BadField("record", "is not an object")
+        messages = tuple(read_messages(record.get("query")))
         if not any(message.role == "user" for message in messages):
-            raise _Broken("query", "has nothing said by the user")
-        tools = [_tool(entry, f"tools[{i}]") for i, entry in enumerate(_list(record, "tools"))]
+            raise BadField("query", "has nothing said by the user")
+        tools = [read_tool(entry, f"tools[{i}]") for i, entry in enumerate(_list(record, "tools"))]
         if benchmark == "toolalpaca" and not keep_components:
             tools = [tool for tool in tools if tool.name != "components"]
-        gold = [_gold(answer, tools, raw.sets) for answer in _list(record, "answers")]
-    except _Broken as error:
+        gold = [read_gold(answer, tools, raw.sets) for answer in _list(record, "answers")]
+    except BadField as error:
         raise BrokenData(
             f"{raw.file}: record {raw.index}: field '{error.args[0]}' {error.args[1]}"
         ) from error
@@ -215,145 +196,10 @@ def _list(record: dict[str, Any], field: str) -> list[Any]:
         value = json.loads(value) if isinstance(value, str) else value
         require_plain(value)
     except (ValueError, RecursionError) as error:
-        raise _Broken(field, f"is no plain JSON: {error}") from error
+        raise BadField(field, f"is no plain JSON: {error}") from error
     if not isinstance(value, list):
-        raise _Broken(field, "is not a list")
+        raise BadField(field, "is not a list")
     return value
-
-
-def _messages(query: Any) -> Iterator[Message]:
-    """The turns. API-Bank's request line goes, its past calls stand between tags as the model writes them."""
-    turns = [{"role": "user", "content": query}] if isinstance(query, str) else query
-    if not isinstance(turns, list):
-        raise _Broken("query", "is neither a question nor a list of turns")
-    for i, turn in enumerate(turns):
-        role, text = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-        if not isinstance(role, str) or role not in _ROLES or not isinstance(text, str):
-            raise _Broken(f"query[{i}]", f"needs a text as content and a role out of {', '.join(_ROLES)}")
-        if isinstance(query, list) and i == len(turns) - 1:
-            text = _REQUEST_LINE.sub("", text)
-        if _ROLES[role] == "assistant" and (fenced := _FENCED.fullmatch(text)):
-            calls = fenced[1] if fenced[1][0] == "[" else f"[{fenced[1]}]"
-            text = f"<tool_call>{calls}</tool_call>"
-        if text.strip():
-            yield Message(_ROLES[role], text)
-
-
-def _tool(entry: Any, field: str) -> Tool:
-    entry = entry.get("function", entry) if isinstance(entry, dict) else entry
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"]:
-        raise _Broken(f"{field}.name", "is no text")
-    parameters = entry.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise _Broken(f"{field}.parameters", "is not an object")
-    if not isinstance(parameters.get("type"), str):  # flat: a parameter called `type` is an object
-        parameters = {"type": "object", "properties": parameters, "required": entry.get("required")}
-    schema = {"type": "object", "properties": {}, "required": []}
-    schema |= _schema({**parameters, "type": "object"}, f"{field}.parameters")
-    return Tool(entry["name"], str(entry.get("description") or ""), schema)
-
-
-def _schema(node: Any, field: str) -> dict[str, Any]:
-    """JSON Schema of one parameter, object or item: type names made standard, at every depth."""
-    if not isinstance(node, dict):
-        raise _Broken(field, "is not an object")
-    kind, item = _type(node.get("type"), f"{field}.type")
-    out: dict[str, Any] = {"type": kind} if kind else {}
-    out |= {k: v for k, v in node.items() if k not in ("type", "properties", "required", "optional")}
-    if isinstance(node.get("items"), dict):
-        out["items"] = _schema(node["items"], f"{field}.items")
-    elif item:
-        out["items"] = {"type": item}
-    choices = node.get("enum")
-    if kind == "array" and isinstance(choices, list) and not any(isinstance(c, list) for c in choices):
-        out["items"] = {**out.get("items", {}), "enum": out.pop("enum")}  # BFCL lists what the items may be
-    if node.get("properties") is not None:
-        properties, listed = node["properties"], node.get("required") or []
-        if not isinstance(properties, dict):
-            raise _Broken(f"{field}.properties", "is not an object")
-        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-            raise _Broken(f"{field}.required", "is not a list of names")
-        out["properties"] = {k: _schema(v, f"{field}.{k}") for k, v in properties.items()}
-        marked = [k for k, v in properties.items() if v.get("required") is True]
-        if required := list(dict.fromkeys([*listed, *marked])):
-            out["required"] = required
-    return out
-
-
-def _type(name: Any, field: str) -> tuple[str | list[str] | None, str | None]:
-    """(JSON Schema type, type of the items). None = any, which is what unknown names mean too."""
-    if isinstance(name, list):
-        kinds = [_type(part, field)[0] for part in name]
-        return ([k for k in kinds if isinstance(k, str)] if all(kinds) else None), None
-    if name is not None and not isinstance(name, str):
-        raise _Broken(field, "is not the name of a type")
-    words = re.findall(r"\w+", (name or "any").lower())
-    if words[:1] == ["optional"]:  # Optional[int]; `list(str)`, `List[str]`, `str, optional` need no care
-        words = words[1:]
-    kind = _TYPES.get(words[0]) if words else None
-    return kind, _TYPES.get(words[1]) if kind == "array" and len(words) > 1 else None
-
-
-def _gold(answer: Any, tools: Iterable[Tool], sets: bool) -> tuple[Gold, set[str]]:
-    """A gold call and what is odd about it. Nothing in it is an error: the sample stays, flagged."""
-    raw = answer if isinstance(answer, dict) else {}
-    name, given = raw.get("name", raw.get("tool")), raw.get("arguments", raw.get("parameters"))
-    flags = set() if isinstance(name, str) and isinstance(given, dict) else {"gold_issue"}
-    name, given = str(name), given if isinstance(given, dict) else {}
-    parameters = next((tool.parameters for tool in tools if tool.name == name), None)
-    if parameters is None:
-        flags.add("gold_tool_missing")
-        parameters = {"properties": {key: {} for key in given}, "required": []}
-    if set(parameters["required"]) - set(given):
-        flags.add("gold_issue")
-    arguments, may_omit = {}, set()
-    for key, value in given.items():
-        schema = parameters["properties"].get(key, {})
-        values = value if sets and isinstance(value, list) else [value]
-        empty = any(v is None or v == "" for v in values)
-        if sets and schema.get("type", "string") != "string":
-            values = [v for v in values if v != ""]  # there "" only marks what may be left out
-        read = [_coerce(v, schema, sets) for v in values]
-        arguments[key] = tuple(v for v, _ in read)
-        if empty:
-            may_omit.add(key)
-            odd = not sets and key in parameters["required"]
-        else:
-            odd = not any(fit for _, fit in read)
-        if odd or key not in parameters["properties"]:
-            flags.add("gold_issue")
-        if [v for v in values if isinstance(v, str)] != [v for v in arguments[key] if isinstance(v, str)]:
-            flags.add("gold_coerced")
-    return Gold(name, arguments, frozenset(may_omit)), flags
-
-
-def _coerce(value: Any, schema: Mapping[str, Any], sets: bool = False) -> tuple[Any, bool]:
-    """(gold value under its declared type, whether it has that type): JSON first, then a Python literal.
-
-    `sets`: an object of lists, alone or in a list, holds the accepted values of its properties (BFCL).
-    """
-    if sets and isinstance(value, dict) and value and all(isinstance(v, list) for v in value.values()):
-        omit = frozenset(k for k, v in value.items() if "" in v)
-        return AcceptedObject({k: tuple(v) for k, v in value.items()}, omit), fits({}, schema)
-    if isinstance(value, str) and not fits(value, schema):
-        for read in (json.loads, ast.literal_eval):
-            try:
-                candidate = json.loads(json.dumps(read(value)))  # makes lists of tuples, refuses sets
-                require_plain(candidate)
-            except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-                continue
-            if fits(candidate, schema):
-                value = candidate
-                break
-    parts: list[tuple[Any, bool]] = []
-    if isinstance(value, list):
-        items = schema.get("items")
-        parts = [_coerce(v, items if isinstance(items, dict) else {}, sets) for v in value]
-        value = [v for v, _ in parts]
-    elif isinstance(value, dict):
-        parts = [_coerce(v, schema.get("properties", {}).get(k, {})) for k, v in value.items()]
-        value = dict(zip(value, (v for v, _ in parts), strict=True))
-    return value, fits(value, schema) and all(fit for _, fit in parts)
 
 
 def _hash(*parts: str) -> str:

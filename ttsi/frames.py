@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from ttsi import arms, benchmarks, estimator, pools, sources
-from ttsi.calls import judge
 from ttsi.config import Profile
+from ttsi.judge import judge
 from ttsi.outcomes import NOT_RUN, Mode, Outcome, Who
 from ttsi.stages import StoredStages
 from ttsi.types import Example, Generation, Sample, Synthesis, Verdict

@@ -12,7 +12,8 @@ from functools import cache
 from typing import Literal
 
 from ttsi import benchmarks
-from ttsi.calls import format_calls, gold_calls
+from ttsi.calls import format_calls
+from ttsi.judge import gold_calls
 from ttsi.seeds import seed_for
 from ttsi.types import Query, Sample
 

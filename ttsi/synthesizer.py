@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 
 from ttsi import prompts
-from ttsi.calls import parse_calls, schema_errors
+from ttsi.calls import parse_calls
 from ttsi.engines.base import Engine, Request
+from ttsi.schemas import schema_errors
 from ttsi.types import Example, Query, Sampling, Synthesis
 
 _ANSWER = re.compile(rf"\n[^\S\n]*{prompts.ANSWER}")  # at the start of a line; read in linear time

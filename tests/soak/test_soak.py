@@ -19,10 +19,11 @@ import pytest
 from ledger import Row
 
 from ttsi import benchmarks, prompts, sources, trainer
-from ttsi.calls import format_calls, gold_calls
+from ttsi.calls import format_calls
 from ttsi.engines import tiny
 from ttsi.engines.base import Request
 from ttsi.engines.torch import TorchEngine
+from ttsi.judge import gold_calls
 from ttsi.types import Example, LoraSettings, Sample, Sampling
 
 WARM = 10  # adaptations after which the process has all that it keeps

@@ -21,10 +21,11 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrained
 
 from ttsi import fixture, prompts
 from ttsi.benchmarks import to_sample
-from ttsi.calls import format_calls, gold_calls
+from ttsi.calls import format_calls
 from ttsi.downloads import Pin, digest, lock, problem, say
 from ttsi.engines.base import Prompt
 from ttsi.engines.chat import Chat
+from ttsi.judge import gold_calls
 from ttsi.models import tiny_hash
 from ttsi.sources import cache_dir
 from ttsi.types import Sample
