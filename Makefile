@@ -31,27 +31,27 @@ setup: .venv/.complete ## .venv with the pinned packages
 	@touch $@
 
 reproduce: setup ## every table and figure into figures/PROFILE; FROM=results/cpu goes on from an exported run
-	@$(PY) -m ttsi.notebooks reproduce --profile $(PROFILE) $(if $(FROM),--from $(FROM))
+	@$(PY) -m study.notebooks reproduce --profile $(PROFILE) $(if $(FROM),--from $(FROM))
 
 figures: setup ## the same from committed records, FROM=results/PROFILE: no model, no data, a minute
-	@$(PY) -m ttsi.notebooks figures --from $(or $(FROM),results/$(PROFILE))
+	@$(PY) -m study.notebooks figures --from $(or $(FROM),results/$(PROFILE))
 
 export: setup ## what was run into results/PROFILE, its outputs into the notebooks (or those in N="01 02"): what a commit needs
-	@$(PY) -m ttsi.notebooks export --profile $(PROFILE)
-	@$(PY) -m ttsi.notebooks keep --profile $(PROFILE) $(N)
+	@$(PY) -m study.notebooks export --profile $(PROFILE)
+	@$(PY) -m study.notebooks keep --profile $(PROFILE) $(N)
 
 plan: setup ## what `make reproduce` would compute, in time and disk
-	@$(PY) -c "import sys; from ttsi.study import Study; print(Study(sys.argv[1]).plan())" $(PROFILE)
+	@$(PY) -c "import sys; from study.run.study import Study; print(Study(sys.argv[1]).plan())" $(PROFILE)
 
 notebook: setup ## one analysis with other parameters: make notebook N=02 ARGS="benchmarks=['sealtool'] n=8"
 	@$(if $(N),,$(error say which one, e.g. make notebook N=02))
-	@$(PY) -m ttsi.notebooks run $(N) --profile $(PROFILE)
+	@$(PY) -m study.notebooks run $(N) --profile $(PROFILE)
 
 lab: setup ## the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks
 
 fetch: setup ## models and data of the default profile, ahead of time
-	@$(PY) -m ttsi.sources fetch default
+	@$(PY) -m study.data.sources fetch default
 
 # Threads that sleep while they wait: alone a fifth to a third slower, where processes share cores many times faster.
 test test-faults test-ray test-vllm: export OMP_WAIT_POLICY ?= PASSIVE
@@ -90,4 +90,4 @@ lint: setup ## ruff and mypy
 
 clean: ## remove what tools leave behind; .venv, models (.cache), answers (runs) and results stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build
-	find ttsi tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find ttsi study tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -110,7 +110,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny Qwen2 model with random weights, loud enough that its replies differ."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from ttsi.engines.tiny import tokenizer
+    from study.data.tiny import tokenizer
 
     folder = tmp_path_factory.mktemp("tiny")
     tokens = tokenizer(["hello world user assistant system tool call name arguments"] * 10)

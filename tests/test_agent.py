@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from ttsi import Agent, Answer, benchmarks, estimator, fixture, playground, prompts, synthesizer, trainer
-from ttsi.engines import tiny
+from study import playground
+from study.data import benchmarks, fixture, tiny
+from study.playground import Playground
+from ttsi import Agent, Answer, estimator, prompts, synthesizer, trainer
 from ttsi.engines.base import EngineError, Request, TooLong
 from ttsi.engines.torch import TorchEngine
-from ttsi.playground import Playground
 from ttsi.seeds import seed_for
 from ttsi.types import Generation, LoraSettings, Message, Sampling, Tool
 

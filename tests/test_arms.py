@@ -12,13 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ttsi import arms, benchmarks, pools, trainer
-from ttsi.arms import ARMS
+from study.data import benchmarks, pools
+from study.data.judge import gold_calls
+from study.run import arms
+from study.run.arms import ARMS
+from study.run.study import Study
+from ttsi import trainer
 from ttsi.calls import format_calls, parse_calls
 from ttsi.engines.base import EngineError
 from ttsi.engines.torch import TorchEngine
-from ttsi.judge import gold_calls
-from ttsi.study import Study
 from ttsi.types import Call, Generation, Gold, Query, Sample
 
 SETTINGS: dict[str, Any] = {"mode": "activated", "n": 12, "variants": {}, "estimators": {}, "votes": 5}

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ttsi import benchmarks, sources
-from ttsi.benchmarks import BrokenData, load, to_sample
+from study.data import benchmarks, sources
+from study.data.benchmarks import BrokenData, load, to_sample
+from study.data.judge import gold_calls, judge
 from ttsi.calls import format_calls
-from ttsi.judge import gold_calls, judge
 from ttsi.schemas import schema_errors
 from ttsi.types import AcceptedObject, Message, Sample
 

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from study.data.judge import gold_calls, judge
 from ttsi.calls import canonical, format_calls, parse_calls
-from ttsi.judge import gold_calls, judge
 from ttsi.schemas import fits, schema_errors
 from ttsi.types import AcceptedObject, Call, Gold, Message, Query, Sample, Tool
 

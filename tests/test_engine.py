@@ -21,7 +21,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from ttsi import benchmarks, prompts
+from study.data import benchmarks
+from ttsi import prompts
 from ttsi.calls import format_calls
 from ttsi.engines.base import EngineError, Prompt, Request
 from ttsi.engines.cache import KeyValues, PrefixCache

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ttsi.config import load_profile
-from ttsi.study import Study
+from study.run.config import load_profile
+from study.run.study import Study
 
 EXACT = {"engine": "vllm", "mode": "exact", "variants": {}}
 
@@ -54,7 +54,7 @@ def test_who_computes_is_part_of_what_results_are_kept_by(
 def test_the_plan_of_the_paper_starts_no_model(tmp_path: Path) -> None:
     program = """
 import sys
-from ttsi.study import Study
+from study.run.study import Study
 print(Study("paper", n=2, benchmarks=["fixture"], arms=["base", "tt_si", "tt_d"]).plan())
 print({"torch", "vllm"} & set(sys.modules))"""
     env = {**os.environ, "TTSI_RUNS": str(tmp_path)}

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_tables import PCS, arm, arms, embedded, samples_frame, scores, timed
 
-from ttsi import figures, statistics, tables
+from study.analysis import figures, statistics, tables
 
 
 def several_arms(n=24, seed=0):

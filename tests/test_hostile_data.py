@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttsi.study import Study
+from study.run.study import Study
 from ttsi.synthesizer import Unreadable, read_example
 from ttsi.types import Call, Gold, LoraSettings, Message, Query, Sample, Scored, Tool
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ttsi import benchmarks
+from study.data import benchmarks
+from study.data.judge import judge
 from ttsi.calls import MAX_DEPTH, canonical, format_calls, parse_calls
-from ttsi.judge import judge
 from ttsi.schemas import schema_errors
 from ttsi.types import Call, Gold, Message, Query, Sample, Tool
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from ttsi import benchmarks, estimator, prompts, sources, synthesizer, trainer
-from ttsi.config import PAPER_SAMPLING
+from study.data import benchmarks, sources
+from study.run.config import PAPER_SAMPLING
+from ttsi import estimator, prompts, synthesizer, trainer
 from ttsi.engines.base import Request
 from ttsi.engines.chat import Chat
 from ttsi.engines.torch import TorchEngine

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ttsi import benchmarks, sources
+from study.data import benchmarks, sources
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = 8  # so many words in a row are a quotation

@@ -14,9 +14,9 @@ import nbformat
 import pandas as pd
 import pytest
 
-from ttsi import notebooks
-from ttsi.notebooks import WrongParameter
-from ttsi.study import Study
+from study import notebooks
+from study.notebooks import WrongParameter
+from study.run.study import Study
 
 ALL = notebooks.notebooks()
 KERNEL = {"name": "nosuch", "display_name": "", "language": "python"}
@@ -63,8 +63,8 @@ def test_parameters_cell(path):
 
 def test_what_every_notebook_imports_is_light():
     program = """import sys
-from ttsi import figures, tables
-from ttsi.study import open_study
+from study.analysis import figures, tables
+from study.run.study import open_study
 print({"torch", "transformers", "jsonschema", "sklearn", "seaborn", "scipy.stats"} & set(sys.modules))"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n", "whoever opens a notebook waits for it"
@@ -81,7 +81,7 @@ def test_committed_outputs_are_those_of_the_committed_cells(path):
     """`keep` writes the hash; a cell that is edited after it leaves outputs that nothing stands behind."""
     notebook = nbformat.read(path, 4)
     if not any(c["outputs"] for c in cells(path, "code")):
-        pytest.skip(f"{path.stem} carries no outputs yet: run `python -m ttsi.notebooks keep`")
+        pytest.skip(f"{path.stem} carries no outputs yet: run `python -m study.notebooks keep`")
     assert notebook.metadata["ttsi"]["sources"] == notebooks.sources_hash(notebook)
     assert all(c["execution_count"] for c in cells(path, "code"))
     written = "".join(str(o.get("text", "")) + str(o.get("data", "")) for c in cells(path, "code")
@@ -168,9 +168,11 @@ def test_a_run_uses_this_interpreter_and_the_given_values(shelf, tmp_path):
 
 def test_a_notebook_sees_nothing_of_the_one_before(shelf, tmp_path):
     """They share a kernel, and nothing but what it has imported and the models it has loaded."""
-    load = "from ttsi.study import Study\nengine = Study('smoke').engine\nassert not engine.counters.passes"
+    load = (
+        "from study.run.study import Study\nengine = Study('smoke').engine\nassert not engine.counters.passes"
+    )
     shelf("01_first", load + "\nengine.counters.passes = 1", "import os\nkept = [os.getpid()]\nkept")
-    loaded = "from ttsi.study import Study\nassert Study('smoke').engine.counters.passes == 1"
+    loaded = "from study.run.study import Study\nassert Study('smoke').engine.counters.passes == 1"
     shelf("02_second", loaded, "import os\nprint('kept' in globals(), Out, os.getpid())")
     with notebooks.this_kernel() as kernel:
         copies = [notebooks.execute(p, {"profile": "smoke"}, kernel) for p in notebooks.notebooks()]
@@ -240,7 +242,7 @@ def smoke(tmp_path_factory):
 def reproduce(folder, *command):
     """What `reproduce --profile smoke`, or another command, printed; its results are in the folder."""
     environment = os.environ | {"TTSI_RUNS": str(folder / "runs"), "TTSI_FIGURES": str(folder / "figures")}
-    command = [sys.executable, "-m", "ttsi.notebooks", *(command or ["reproduce"]), "--profile", "smoke"]
+    command = [sys.executable, "-m", "study.notebooks", *(command or ["reproduce"]), "--profile", "smoke"]
     root = Path(notebooks.__file__).parent.parent
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -332,7 +334,7 @@ def test_running_again_gives_the_same_tables(smoke, number):
 def test_a_run_killed_in_the_middle_ends_with_the_same_table(smoke, tmp_path):
     table = Path("figures", "smoke", "table1_main.csv")
     env = {**os.environ, "TTSI_RUNS": str(tmp_path / "runs"), "TTSI_FIGURES": str(tmp_path / "figures")}
-    command = [sys.executable, "-m", "ttsi.notebooks", "run", "02", "--profile", "smoke"]
+    command = [sys.executable, "-m", "study.notebooks", "run", "02", "--profile", "smoke"]
     process = subprocess.Popen(command, env=env, start_new_session=True, stderr=subprocess.DEVNULL)
     store = tmp_path / "runs" / "smoke" / "store.sqlite"
     while process.poll() is None and not store.exists():

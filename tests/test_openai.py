@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ttsi import benchmarks, fixture, prompts, synthesizer
+from study.data import benchmarks, fixture
+from ttsi import prompts, synthesizer
 from ttsi.engines.base import EngineError, Prompt, Request, TooLong
 from ttsi.engines.openai import BudgetSpent, Endpoint, OpenAIEngine, Refused
 from ttsi.types import Message, Sampling
@@ -589,7 +590,7 @@ def test_the_fingerprint_is_of_what_affects_a_reply() -> None:
 
 def test_a_real_model_teaches_through_an_endpoint(stub: Stub, connect: Any) -> None:
     """The tiny model, served: the same greedy text as without a server between, and G through it."""
-    from ttsi.engines import tiny
+    from study.data import tiny
     from ttsi.engines.torch import TorchEngine
 
     served = TorchEngine(tiny.model_dir(), dtype="float32", threads=1)

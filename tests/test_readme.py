@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ttsi import sources
+from study.data import sources
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ttsi import benchmarks, results, sources, trainer
-from ttsi.memory import REDACTED
-from ttsi.results import Redactor, Results, load_into, quotations
-from ttsi.study import Study, open_study
+from study.data import benchmarks, sources
+from study.run import results
+from study.run.memory import REDACTED
+from study.run.results import Redactor, Results, load_into, quotations
+from study.run.study import Study, open_study
+from ttsi import trainer
 from ttsi.synthesizer import copy_ratio
 from ttsi.types import Message, Query, Sample
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from test_tables import arm, row_of, timed
 
-from ttsi import figures, tables
-from ttsi.tables import paper
-from ttsi.tables.scale import SHAPES, Gpu, duration, rounded, scale_rates, weights
+from study.analysis import figures, tables
+from study.analysis.tables import paper
+from study.analysis.tables.scale import SHAPES, Gpu, duration, rounded, scale_rates, weights
 
 NONE = "no bench.csv"
 GPU = Gpu("A40", 1e12, 0.5, 0.1)

@@ -21,9 +21,9 @@ from pathlib import Path
 import pytest
 from conftest import Site
 
-from ttsi import downloads, sources
-from ttsi.downloads import Pin
-from ttsi.sources import Benchmark, Model, Unavailable, WrongBytes
+from study.data import downloads, sources
+from study.data.downloads import Pin
+from study.data.sources import Benchmark, Model, Unavailable, WrongBytes
 
 # A model small enough to be made here: one file, cut into two wheels, and a stand-in for dequantising.
 CONTENT = bytes(range(256)) * 400
@@ -97,7 +97,7 @@ class World:
         text = (
             "import sys; sys.path[:0] = [sys.argv[1]]\n"
             "import test_sources as t; from ttsi import sources\n"
-            "from ttsi.downloads import Pin\n"
+            "from study.data.downloads import Pin\n"
             f"sources.MODELS = {{'tiny': sources.{self.model!r}}}\n"
             "sources._dequantise = t.dequantise\n"
             "sys.exit(sources.main(['fetch', 'tiny']))\n"
@@ -612,7 +612,11 @@ def dangers(code: str) -> list[str]:
 
 
 def test_nothing_that_is_loaded_can_run_code() -> None:
-    files = [p for kind in ("ttsi/**/*.py", "tools/**/*.py", "notebooks/*.ipynb") for p in ROOT.glob(kind)]
+    files = [
+        p
+        for kind in ("ttsi/**/*.py", "study/**/*.py", "tools/**/*.py", "notebooks/*.ipynb")
+        for p in ROOT.glob(kind)
+    ]
     assert len(files) > 20
     assert {str(p.relative_to(ROOT)): d for p in files if (d := dangers(python_of(p)))} == {}
     # The search finds what it looks for.
@@ -623,7 +627,8 @@ def test_nothing_that_is_loaded_can_run_code() -> None:
 def test_every_model_is_read_as_safetensors() -> None:
     loads = [
         (path.name, node)
-        for path in ROOT.glob("ttsi/**/*.py")
+        for package in ("ttsi", "study")
+        for path in ROOT.glob(f"{package}/**/*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("ForCausalLM.from_pretrained")
     ]
@@ -634,7 +639,7 @@ def test_every_model_is_read_as_safetensors() -> None:
 
 
 def test_every_file_that_is_fetched_has_a_hash() -> None:
-    pins = json.loads((ROOT / "ttsi" / "pins.json").read_text())
+    pins = json.loads((ROOT / "study" / "data" / "pins.json").read_text())
     models = pins["models"].values()
     entries = [f for m in models for f in (*m["files"], *m["wheels"])] + [pins["bfcl"]]
     entries += [e for b in pins["benchmarks"].values() for e in (b["local"], b["upstream"])]

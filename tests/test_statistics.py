@@ -10,8 +10,8 @@ from scipy import stats
 from sklearn import metrics
 from statsmodels.stats import contingency_tables, proportion
 
-from ttsi import statistics
-from ttsi.statistics import TooFew
+from study.analysis import statistics
+from study.analysis.statistics import TooFew
 
 
 def covered(intervals, truth):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ttsi.store import Row, Store, StoreError, settings_hash
+from study.run.store import Row, Store, StoreError, settings_hash
 
 SETTINGS = {"model": "m", "tau": 1}
 

@@ -19,14 +19,16 @@ import pandas as pd
 import pytest
 import torch
 
-from ttsi import benchmarks, memory, prompts
-from ttsi import study as study_module
-from ttsi.arms import ARMS
-from ttsi.config import load_profile
+from study.data import benchmarks
+from study.run import memory
+from study.run import study as study_module
+from study.run.arms import ARMS
+from study.run.config import load_profile
+from study.run.stages import StoredStages
+from study.run.store import Row
+from study.run.study import Study
+from ttsi import prompts
 from ttsi.engines.base import EngineError
-from ttsi.stages import StoredStages
-from ttsi.store import Row
-from ttsi.study import Study
 from ttsi.types import Gold, Query, Sample
 
 TIMES = ["seconds_h", "seconds_g", "seconds_t", "seconds_answer"]
@@ -190,7 +192,7 @@ def test_killed_at_any_moment_a_run_resumes_to_the_same_records(
 ) -> None:
     monkeypatch.setenv("TTSI_RUNS", str(tmp_path))
     rng = random.Random(0)
-    program = f"from ttsi.study import Study; Study('smoke', **{METHOD!r}).run()"
+    program = f"from study.run.study import Study; Study('smoke', **{METHOD!r}).run()"
     kills = 0
     for _ in range(3):
         store = tmp_path / "smoke" / "store.sqlite"
@@ -211,7 +213,7 @@ def test_killed_at_any_moment_a_run_resumes_to_the_same_records(
 def test_a_benchmark_that_is_missing_is_named_and_the_study_goes_on(
     smoke_run: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ttsi import benchmarks, sources
+    from study.data import benchmarks, sources
 
     real = benchmarks.load
 
@@ -331,7 +333,7 @@ def test_the_key_is_the_same_for_any_n_and_differs_by_seed(runs: Path) -> None:
 
 def test_the_plan_loads_no_model_and_no_torch(tmp_path: Path) -> None:
     program = """import sys
-from ttsi.study import Study
+from study.run.study import Study
 print(Study("smoke").plan())
 print("torch" in sys.modules)"""
     env = {**os.environ, "TTSI_RUNS": str(tmp_path)}

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ttsi import figures, statistics, tables
+from study.analysis import figures, statistics, tables
 from ttsi.types import Call, Example, Synthesis
 
 

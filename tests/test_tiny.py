@@ -12,13 +12,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from ttsi import benchmarks, estimator, fixture, prompts, synthesizer
+from study.data import benchmarks, fixture, tiny
+from study.data.judge import gold_calls, judge
+from study.run.config import load_profile
+from ttsi import estimator, prompts, synthesizer
 from ttsi.calls import format_calls
-from ttsi.config import load_profile
-from ttsi.engines import tiny
 from ttsi.engines.base import Request
 from ttsi.engines.torch import TorchEngine
-from ttsi.judge import gold_calls, judge
 from ttsi.schemas import schema_errors
 from ttsi.seeds import seed_for
 from ttsi.trainer import Job, train
@@ -85,7 +85,7 @@ def test_gold_is_sound_and_the_judge_takes_it(name: str) -> None:
 
 
 def test_the_fixture_needs_no_torch() -> None:
-    code = "import sys, ttsi.fixture as f; f.records('test'); assert 'torch' not in sys.modules"
+    code = "import sys, study.data.fixture as f; f.records('test'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -22,10 +22,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ttsi import benchmarks, sources, tables
-from ttsi.config import PAPER_SAMPLING
+from study.analysis import tables
+from study.data import benchmarks, sources
+from study.run.config import PAPER_SAMPLING
+from study.run.study import commit
 from ttsi.engines.base import native_dtype
-from ttsi.study import commit
 from ttsi.types import LoraSettings, Sample, Sampling
 
 WRITE = Sampling(repetition_penalty=PAPER_SAMPLING.repetition_penalty, max_tokens=256)
@@ -253,9 +254,9 @@ class Ours:
 
     def rounding(self, samples: Sequence[str]) -> dict[str, Any]:
         """How often base answers and verdicts depend on the batch they are decoded in, eight at a time."""
+        from study.data.judge import judge
         from ttsi import prompts
         from ttsi.engines.base import Request
-        from ttsi.judge import judge
 
         engine = self.engine
         found = [find(s) for s in samples]

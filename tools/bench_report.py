@@ -15,10 +15,11 @@ import pandas as pd
 from bench import FULL
 from scipy import stats
 
-from ttsi import sources, tables
-from ttsi.figures import save_figure, style
-from ttsi.statistics import Estimate, wilson
-from ttsi.tables.layout import bracket
+from study.analysis import tables
+from study.analysis.figures import save_figure, style
+from study.analysis.statistics import Estimate, wilson
+from study.analysis.tables.layout import bracket
+from study.data import sources
 from ttsi.types import LoraSettings
 
 PROGRAMS = ("usual", "exact", "activated")

@@ -10,7 +10,8 @@ from typing import Any
 
 from bench import find, replies, serve
 
-from ttsi import prompts, sources
+from study.data import sources
+from ttsi import prompts
 from ttsi.engines.base import Request
 from ttsi.engines.vllm import VllmEngine
 from ttsi.types import Sampling

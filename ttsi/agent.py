@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
-from ttsi import benchmarks, estimator, models, prompts, synthesizer
+from study.data import benchmarks, models
+from study.run.config import PAPER_SAMPLING
+from ttsi import estimator, prompts, synthesizer
 from ttsi.calls import format_calls, parse_calls
-from ttsi.config import PAPER_SAMPLING
 from ttsi.engines.base import Engine, Request
 from ttsi.schemas import schema_errors
 from ttsi.seeds import seed_for

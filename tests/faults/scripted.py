@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ttsi
+from study.data.sources import Unavailable
+from study.run.store import StoreError
+from study.run.study import Study
 from ttsi import prompts
 from ttsi.engines.base import EngineError, Prompt, Request
-from ttsi.sources import Unavailable
-from ttsi.store import StoreError
-from ttsi.study import Study
 from ttsi.types import Fit, Generation, LoraSettings, Sampling, Scored
 
 ARMS: dict[str, Any] = {"arms": ["base", "tt_si"], "inference": ["direct"]}

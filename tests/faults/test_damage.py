@@ -16,10 +16,9 @@ from conftest import SCRIPTED
 from ledger import Row
 from test_sources import CONTENT, RECORDS, World, bench, world
 
-from ttsi import sources
-from ttsi import store as stores
-from ttsi.engines import tiny
-from ttsi.store import Store, StoreError
+from study.data import sources, tiny
+from study.run import store as stores
+from study.run.store import Store, StoreError
 
 __all__ = ["bench", "world"]
 

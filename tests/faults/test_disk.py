@@ -14,12 +14,12 @@ from conftest import ROOT, SCRIPTED, SHORT
 from ledger import Row
 from test_sources import World, world
 
-from ttsi import sources
+from study.data import sources
 
 __all__ = ["world"]
 
 KB = 1 << 10
-READ = "import sys; from pathlib import Path; from ttsi.store import Store; Store(Path(sys.argv[1]))"
+READ = "import sys; from pathlib import Path; from study.run.store import Store; Store(Path(sys.argv[1]))"
 
 
 def scripted_run(folder: Path, runs: Path, limit: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -125,7 +125,7 @@ def test_the_disk_is_full_while_figures_are_written(
     )
     disk = mounted("tmpfs", size=1024 * KB)
     (disk / "filler").write_bytes(b"x" * 1016 * KB)
-    command = [sys.executable, "-m", "ttsi.notebooks", "run", "02", "--profile", "smoke", *SHORT]
+    command = [sys.executable, "-m", "study.notebooks", "run", "02", "--profile", "smoke", *SHORT]
     environment |= {"TTSI_FIGURES": str(disk / "figures")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1

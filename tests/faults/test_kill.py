@@ -16,7 +16,7 @@ import scripted
 from ledger import Row
 from stores import rows_in
 
-from ttsi.study import Study
+from study.run.study import Study
 
 KILLS, TORCH_KILLS = 50, 5
 
@@ -49,7 +49,7 @@ def test_killed_at_random_moments_of_a_run_with_the_tiny_model(
         "records byte-identical to the undisturbed run's",
     )
     asked = {**scripted.ARMS, "mode": "activated"}
-    program = f"from ttsi.study import Study; Study('smoke', **{asked}).run()"
+    program = f"from study.run.study import Study; Study('smoke', **{asked}).run()"
     monkeypatch.setenv("TTSI_RUNS", str(tmp_path / "undisturbed"))
     undisturbed = Study("smoke", **asked)
     assert undisturbed.engine

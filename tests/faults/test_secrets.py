@@ -43,12 +43,16 @@ def test_a_planted_key_is_nowhere_afterwards(
     nowhere = f"http://user:{PASSWORD}@127.0.0.1:9"
     network = {"HTTPS_PROXY": nowhere, "HTTP_PROXY": nowhere, "PIP_INDEX_URL": f"{nowhere}/simple"}
     network |= {"HF_ENDPOINT": nowhere, "TTSI_CACHE": str(tmp_path / "cache"), "TTSI_DATA": str(tmp_path)}
-    notebook = [sys.executable, "-m", "ttsi.notebooks", "run", "02", "--profile"]
+    notebook = [sys.executable, "-m", "study.notebooks", "run", "02", "--profile"]
     runs = [
         (0, [*notebook, "smoke", *SHORT], {}),
         (1, [*notebook, "smoke", "arms=['no-such-arm']"], {"TTSI_RUNS": str(tmp_path / "failed")}),
-        (1, [sys.executable, "-m", "ttsi.notebooks", "reproduce", "--profile", "cpu"], network),
-        (1, [sys.executable, "-m", "ttsi.sources", "fetch", "smollm2-135m", "bfcl", "sealtool"], network),
+        (1, [sys.executable, "-m", "study.notebooks", "reproduce", "--profile", "cpu"], network),
+        (
+            1,
+            [sys.executable, "-m", "study.data.sources", "fetch", "smollm2-135m", "bfcl", "sealtool"],
+            network,
+        ),
     ]
     for number, (code, command, more) in enumerate(runs):
         done = subprocess.run(command, cwd=ROOT, env=environment | more, capture_output=True, text=True)

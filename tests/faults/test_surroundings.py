@@ -19,13 +19,13 @@ from conftest import ROOT, SCRIPTED, SHORT
 from ledger import Row
 from test_disk import last_words, wanted
 
-from ttsi.engines import tiny
-from ttsi.study import Study
+from study.data import tiny
+from study.run.study import Study
 
 __all__ = ["wanted"]
 
-NOTEBOOK = [sys.executable, "-m", "ttsi.notebooks", "run", "02", "--profile", "smoke", *SHORT]
-STUDY = f"from ttsi.study import Study; s = Study('smoke', n=8, **{scripted.ARMS}); s.fetch(); s.run()"
+NOTEBOOK = [sys.executable, "-m", "study.notebooks", "run", "02", "--profile", "smoke", *SHORT]
+STUDY = f"from study.run.study import Study; s = Study('smoke', n=8, **{scripted.ARMS}); s.fetch(); s.run()"
 
 
 def test_two_runs_on_one_store(tmp_path: Path, wanted: bytes, ledger: Callable[..., Row]) -> None:
@@ -49,7 +49,7 @@ def test_the_results_folder_is_read_only(
         "the results folder is read-only, empty or with a store", "one line that names it, exit code 1"
     )
     runs = mounted(tmp_path / "runs")
-    command = [sys.executable, "-m", "ttsi.notebooks", "reproduce", "--profile", "smoke"]
+    command = [sys.executable, "-m", "study.notebooks", "reproduce", "--profile", "smoke"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert [str(runs) in line for line in last_words(done)] == [True]
@@ -85,7 +85,7 @@ def test_there_is_no_home(environment: dict[str, str], ledger: Callable[..., Row
     done = subprocess.run(NOTEBOOK, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     environment.pop("TTSI_CACHE")
-    command = [sys.executable, "-m", "ttsi.sources", "fetch", "smollm2-135m"]
+    command = [sys.executable, "-m", "study.data.sources", "fetch", "smollm2-135m"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert ["TTSI_CACHE" in line for line in last_words(done)] == [True]
@@ -102,7 +102,7 @@ def test_there_is_no_network(tmp_path: Path, environment: dict[str, str], ledger
     offline = ["unshare", "-n", sys.executable]
     subprocess.run([*offline, "-c", STUDY], check=True, env=environment, stderr=subprocess.DEVNULL)
     environment |= {"TTSI_CACHE": str(tmp_path / "empty"), "TTSI_DATA": str(tmp_path)}
-    command = [*offline, "-m", "ttsi.sources", "fetch", "bfcl", "smollm2-135m"]
+    command = [*offline, "-m", "study.data.sources", "fetch", "bfcl", "smollm2-135m"]
     began = time.monotonic()
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1

@@ -6,7 +6,7 @@ import os
 import signal
 from typing import Any
 
-from ttsi.study import Study
+from study.run.study import Study
 
 QUESTION = "DEADLY_QUESTION"
 

@@ -23,15 +23,15 @@ import psutil
 import pytest
 from stores import rows_in
 
-from ttsi import sources
-from ttsi.study import Study
+from study.data import sources
+from study.run.study import Study
 
 TINY: dict[str, Any] = {"n": 12, "batch": 4, "inference": ["direct", "majority"], "threads": 1}
 """Three groups of four samples, through every arm."""
 METHOD = ["base", "tt_si"]
 DRIVER = f"""
 import sys
-from ttsi.study import Study
+from study.run.study import Study
 try:
     Study("smoke", executor="ray", actors=2, **{TINY}).run({METHOD})
 except KeyboardInterrupt:

@@ -18,12 +18,12 @@ import psutil
 import pytest
 from ledger import Row
 
-from ttsi import benchmarks, prompts, sources, trainer
+from study.data import benchmarks, sources, tiny
+from study.data.judge import gold_calls
+from ttsi import prompts, trainer
 from ttsi.calls import format_calls
-from ttsi.engines import tiny
 from ttsi.engines.base import Request
 from ttsi.engines.torch import TorchEngine
-from ttsi.judge import gold_calls
 from ttsi.types import Example, LoraSettings, Sample, Sampling
 
 WARM = 10  # adaptations after which the process has all that it keeps

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from ttsi import benchmarks, prompts, sources
+from study.data import benchmarks, sources
+from ttsi import prompts
 from ttsi.types import Sample
 
 pytest.register_assert_rewrite("contract")

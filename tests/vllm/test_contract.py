@@ -24,8 +24,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from study.run.config import load_profile
 from ttsi import trainer
-from ttsi.config import load_profile
 from ttsi.engines import vllm
 from ttsi.engines.base import EngineError, Prompt, Request
 from ttsi.engines.torch import TorchEngine

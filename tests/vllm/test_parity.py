@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from study.data.judge import judge
 from ttsi import estimator, prompts, trainer
 from ttsi.engines.base import Prompt, Request
 from ttsi.engines.lora import Adapter
 from ttsi.engines.torch import TorchEngine
 from ttsi.engines.vllm import VllmEngine
-from ttsi.judge import judge
 from ttsi.types import Generation, LoraSettings, Sample, Sampling, Scored
 
 ANSWER = Sampling(max_tokens=48)

@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from ttsi import sources
+from study.data import sources
+from study.run.study import Study
 from ttsi.engines import vllm
-from ttsi.study import Study
 
 
 @pytest.fixture

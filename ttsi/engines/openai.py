@@ -25,7 +25,7 @@ import httpx
 import tenacity
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ttsi import sources
+from study.data import sources
 from ttsi.engines.base import EngineError, Prompt, Request, TooLong
 from ttsi.engines.ledger import BudgetSpent, Ledger, Usage
 from ttsi.seeds import reply_seed

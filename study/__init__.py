@@ -1,0 +1,1 @@
+"""The study of TT-SI: data, runs, analysis and notebooks around the method in `ttsi`."""

@@ -1,0 +1,1 @@
+"""Benchmarks, models and how replies are judged."""

