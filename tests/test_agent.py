@@ -263,6 +263,8 @@ def test_what_cannot_be_read_is_refused(engine: TorchEngine, tools: Any, message
 def test_wrong_tools_are_found_before_a_model_is_loaded() -> None:
     with pytest.raises(ValueError, match="tools"):
         Agent("no-such-model", [])
+    with pytest.raises(ValueError, match="no model folder"):
+        Agent("no-such-model", [{"name": "f"}]).call("Hello")
 
 
 def test_importing_it_is_cheap() -> None:

@@ -12,12 +12,11 @@ import torch
 from transformers import AutoTokenizer
 
 from study.data import benchmarks, sources
-from study.run.config import PAPER_SAMPLING
 from ttsi import estimator, prompts, synthesizer, trainer
 from ttsi.engines.base import Request
 from ttsi.engines.chat import Chat
 from ttsi.engines.torch import TorchEngine
-from ttsi.types import Example, LoraSettings, Sampling
+from ttsi.types import PAPER_SAMPLING, Example, LoraSettings, Sampling
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,9 @@ from typing import Any
 
 from study.analysis import tables
 from study.data import benchmarks, sources
-from study.run.config import PAPER_SAMPLING
 from study.run.study import commit
 from ttsi.engines.base import native_dtype
-from ttsi.types import LoraSettings, Sample, Sampling
+from ttsi.types import PAPER_SAMPLING, LoraSettings, Sample, Sampling
 
 WRITE = Sampling(repetition_penalty=PAPER_SAMPLING.repetition_penalty, max_tokens=256)
 ANSWER = Sampling()

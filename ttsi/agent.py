@@ -1,6 +1,6 @@
 """Algorithm 1 for one live query: an agent that improves itself on the question it is asked, then forgets it.
 
-    agent = Agent("qwen2.5-coder-0.5b", tools)
+    agent = Agent("path/to/a/model", tools)
     answer = agent.call("Remind me to water the plants at 7 pm")
 
 The study answers samples in batches and keeps every stage in a store; this module asks the same stages
@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
-from study.data import benchmarks, models
-from study.run.config import PAPER_SAMPLING
 from ttsi import estimator, prompts, synthesizer
-from ttsi.calls import format_calls, parse_calls
+from ttsi.calls import format_calls, parse_calls, require_plain
+from ttsi.conversations import read_messages
 from ttsi.engines.base import Engine, Request
-from ttsi.schemas import schema_errors
+from ttsi.schemas import BadField, read_tool, schema_errors
 from ttsi.seeds import seed_for
 from ttsi.types import (
+    PAPER_SAMPLING,
     Call,
     Example,
     Fit,
@@ -89,7 +89,7 @@ class Answer:
 class Agent:
     """A tool-calling model that adapts itself to the questions it is unsure about.
 
-    model: a name `sources` knows, "tiny", the path of a ChatML model folder, or a loaded `TorchEngine`.
+    model: the path of a ChatML model folder, or a loaded `TorchEngine`.
     tools: JSON Schema as OpenAI's function format has it (`{"type": "function", "function": {…}}`), or the
     inner part alone, or flat parameters; a `Tool` does too.
     tau: 0 never adapts; above 1, always. k: synthetic examples per question. writer: an engine that writes
@@ -99,8 +99,8 @@ class Agent:
 
     Safe for several threads: calls on one model take turns, also those of several agents that share it, as
     every call uses all cores. The base weights are never changed; an adapter lives as long as its call.
-    Raises ValueError for tools or messages that can't be read, sources.Unavailable for a model that can't be
-    had, and EngineError where the machine fails: never a wrong answer in place of a failure.
+    Raises ValueError for tools or messages that can't be read and for a folder that isn't there, and
+    EngineError where the machine fails: never a wrong answer in place of a failure.
     """
 
     def __init__(
@@ -143,12 +143,18 @@ class Agent:
     def _query(self, messages: str | Sequence[Turn]) -> Query:
         turns = messages if isinstance(messages, str) else [_turn(m) for m in messages]
         record = {"query": turns, "tools": self.tools, "answers": []}
-        query = benchmarks.to_sample(record, "live", 0, tool_order="original").query
-        names = [t.name for t in query.tools]
-        if not names or len(set(names)) < len(names):
+        try:
+            require_plain(record)
+            tools = tuple(read_tool(tool, f"tools[{i}]") for i, tool in enumerate(self.tools))
+            read = tuple(read_messages(turns))
+        except BadField as error:
+            raise ValueError(f"{error.args[0]} {error.args[1]}") from error
+        if not any(message.role == "user" for message in read):
+            raise ValueError("the messages have nothing said by the user")
+        if not tools or len({tool.name for tool in tools}) < len(tools):
             raise ValueError("an agent needs tools, each with a name of its own")
         name = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
-        return replace(query, id=f"live-{name}")
+        return Query(f"live-{name}", "live", read, tools)
 
 
 class Live:
@@ -260,7 +266,11 @@ class Live:
 def _load(model: str | Path, dtype: str) -> TorchEngine:
     from ttsi.engines.torch import TorchEngine
 
-    return TorchEngine(models.model_dir(str(model)), name=str(model), dtype=dtype)
+    if not Path(model).is_dir():
+        raise ValueError(
+            f"{model} is no model folder; study.data.models.model_dir fetches those it knows by name"
+        )
+    return TorchEngine(Path(model), name=str(model), dtype=dtype)
 
 
 def _tool(given: Any) -> Any:

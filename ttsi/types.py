@@ -142,6 +142,10 @@ class Sampling:
     n: int = 1
 
 
+PAPER_SAMPLING = Sampling(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.1)
+"""The paper's decoding settings (section 4): used for synthesis and for votes everywhere."""
+
+
 @dataclass(frozen=True)
 class Generation:
     """One reply. `log_probs`: nats per token, before temperature and penalties.

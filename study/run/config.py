@@ -9,13 +9,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ttsi.types import LoraSettings, Sampling
+from ttsi.types import PAPER_SAMPLING, LoraSettings, Sampling
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
-PAPER_SAMPLING = Sampling(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.1)
-"""The paper's decoding settings (section 4): used for synthesis and for votes in every profile."""
-
-
 Inference = Literal["direct", "majority", "pass@5"]
 TrainingMode = Literal["exact", "activated"]
 
