@@ -96,7 +96,7 @@ class World:
         """A command that fetches the model in a process of its own."""
         text = (
             "import sys; sys.path[:0] = [sys.argv[1]]\n"
-            "import test_sources as t; from ttsi import sources\n"
+            "import test_sources as t; from study.data import sources\n"
             "from study.data.downloads import Pin\n"
             f"sources.MODELS = {{'tiny': sources.{self.model!r}}}\n"
             "sources._dequantise = t.dequantise\n"
@@ -579,7 +579,7 @@ def test_smollm2_is_fetched_and_dequantised() -> None:
 
 # --- what may be loaded -------------------------------------------------------------------------------
 
-ROOT = Path(sources.__file__).resolve().parent.parent
+ROOT = Path(sources.__file__).resolve().parents[2]
 REFUSED = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 REFUSED_CALLS = {"eval", "exec", "compile", "torch.load", "yaml.load", "yaml.unsafe_load", "pd.read_pickle"}
 

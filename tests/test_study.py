@@ -27,7 +27,7 @@ from study.run.config import load_profile
 from study.run.stages import StoredStages
 from study.run.store import Row
 from study.run.study import Study
-from ttsi import prompts
+from ttsi import conversations, prompts
 from ttsi.engines.base import EngineError
 from ttsi.types import Gold, Query, Sample
 
@@ -213,7 +213,7 @@ def test_killed_at_any_moment_a_run_resumes_to_the_same_records(
 def test_a_benchmark_that_is_missing_is_named_and_the_study_goes_on(
     smoke_run: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from study.data import benchmarks, sources
+    from study.data import sources
 
     real = benchmarks.load
 
@@ -313,7 +313,7 @@ def test_other_words_in_a_prompt_are_other_results(monkeypatch: pytest.MonkeyPat
         patch.setattr(prompts, "_SYNTHESIS", prompts._SYNTHESIS + "!")
         assert key() != before
     with monkeypatch.context() as patch:
-        patch.setitem(benchmarks._ROLES, "agent", "user")
+        patch.setitem(conversations._ROLES, "agent", "user")
         assert key() != before, "one conversation of the fixture has an agent"
     assert key() == before
     memory.prompts_hash.cache_clear()

@@ -61,8 +61,8 @@ class Profile(BaseModel):
     validate_examples: Literal["none", "schema"] = "none"
     novelty: Literal["any", "reject_copies"] = "any"
     answer_opening: bool = True
-    """Whether a reply begins with the opening behind which H scores the tools: every question of the benchmarks
-    wants a call, as `tool_choice="required"` says in a chat API. False: the model is free to chat."""
+    """Whether a reply begins with the opening behind which H scores the tools: every question of a benchmark
+    wants a call, which is what `tool_choice="required"` says in a chat API. False: the model may chat."""
     sft_samples: int | None = None
     """Training samples of `sft`, a prefix of one seeded order; null = all of the pool's."""
     sft_calls: Literal["single", "all"] = "single"
