@@ -15,7 +15,7 @@ from typing import Any, Literal
 from ttsi import prompts
 from ttsi.engines.base import Engine, EngineError
 from ttsi.seeds import seed_for
-from ttsi.types import Query, Scored, Tool, Uncertainty
+from ttsi.types import Layout, Query, Scored, Tool, Uncertainty
 
 Candidate = Literal["name", "name+opening"]
 
@@ -137,7 +137,9 @@ def _closing(name: str) -> int:
     return len(json.dumps(name, ensure_ascii=False)) - 1
 
 
-def score(engine: Engine, queries: Sequence[Query], form: Candidate = "name") -> list[list[Scored]]:
+def score(
+    engine: Engine, queries: Sequence[Query], form: Candidate = "name", layout: Layout = "native"
+) -> list[list[Scored]]:
     """Token log-probabilities (nats) of every tool of every query, as the opening of the model's own call.
 
     form: "name" scores no more than `candidate_log_prob` will sum, the tokens up to the closing quote.
@@ -148,8 +150,8 @@ def score(engine: Engine, queries: Sequence[Query], form: Candidate = "name") ->
         if not query.tools:
             raise EngineError(f"{query.id} has no tools to choose from")
     scored = engine.score(
-        [prompts.act(q) for q in queries],
-        prompts.OPENING,
+        [prompts.act(q, layout) for q in queries],
+        prompts.opening(layout),
         [[continuation(t.name) for t in q.tools] for q in queries],
         [[_closing(t.name) for t in q.tools] for q in queries] if form == "name" else None,
     )
@@ -169,6 +171,12 @@ def uncertainty(
     return Uncertainty(margin(log_probs), log_probs, sum(len(s.log_probs) for s in scored))
 
 
-def estimate(engine: Engine, query: Query, form: Candidate = "name", normalise: bool = False) -> Uncertainty:
+def estimate(
+    engine: Engine,
+    query: Query,
+    form: Candidate = "name",
+    normalise: bool = False,
+    layout: Layout = "native",
+) -> Uncertainty:
     """How certain the model is of its best tool for one query: `score`, then `uncertainty`."""
-    return uncertainty(score(engine, [query], form)[0], query.tools, form, normalise)
+    return uncertainty(score(engine, [query], form, layout)[0], query.tools, form, normalise)

@@ -12,7 +12,7 @@ from ttsi import prompts
 from ttsi.calls import parse_calls
 from ttsi.engines.base import Engine, Request
 from ttsi.schemas import schema_errors
-from ttsi.types import Example, Query, Sampling, Synthesis
+from ttsi.types import Example, Layout, Query, Sampling, Synthesis
 
 _ANSWER = re.compile(rf"\n[^\S\n]*{prompts.ANSWER}")  # at the start of a line; read in linear time
 _NEXT = re.compile(rf"\n[^\S\n]*{prompts.QUESTION}")  # some models go on with another pair
@@ -116,6 +116,7 @@ def synthesize(
     retries: int = 5,
     validate: Literal["none", "schema"] = "none",
     novelty: Literal["any", "reject_copies"] = "any",
+    layout: Layout = "native",
 ) -> list[Synthesis]:
     """K examples per query, written by `engine` from the question and tools alone.
 
@@ -135,7 +136,7 @@ def synthesize(
             break
         requests = [
             Request(
-                prompts.synthesis(queries[q]),
+                prompts.synthesis(queries[q], layout),
                 seed=seeds(queries[q].id, i * (retries + 1) + attempt),
                 opening=prompts.QUESTION,
                 lookup=True,

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from ttsi import prompts
-from ttsi.calls import format_calls
 from ttsi.engines.base import Prompt
 from ttsi.engines.lora import Adapter, Bank
-from ttsi.types import Example, Fit, LoraSettings, Tool
+from ttsi.types import Example, Fit, Layout, LoraSettings, Tool
 
 if TYPE_CHECKING:
     from ttsi.engines.torch import TorchEngine
@@ -99,9 +98,10 @@ def train(engine: TorchEngine, jobs: Sequence[Job], settings: LoraSettings) -> l
     return adapters
 
 
-def job(tools: tuple[Tool, ...], examples: Sequence[Example], seed: int) -> Job:
+def job(tools: tuple[Tool, ...], examples: Sequence[Example], seed: int, layout: Layout = "native") -> Job:
     """The training job of a sample: its synthetic examples under its own tools."""
-    return Job(tuple((prompts.example(tools, e.question), format_calls(e.calls)) for e in examples), seed)
+    lessons = ((prompts.example(tools, e.question, layout), prompts.write(e.calls, layout)) for e in examples)
+    return Job(tuple(lessons), seed)
 
 
 def fit(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Role = Literal["user", "assistant", "tool"]
+Layout = Literal["native", "paper", "template"]
 Form = Literal["tagged", "fenced", "bare", "none"]
 Code = Literal[
     "ok",

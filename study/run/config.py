@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ttsi.types import PAPER_SAMPLING, LoraSettings, Sampling
+from ttsi.types import PAPER_SAMPLING, Layout, LoraSettings, Sampling
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
 Inference = Literal["direct", "majority", "pass@5"]
@@ -63,6 +63,8 @@ class Profile(BaseModel):
     answer_opening: bool = True
     """Whether a reply begins with the opening behind which H scores the tools: every question of a benchmark
     wants a call, which is what `tool_choice="required"` says in a chat API. False: the model may chat."""
+    layout: Layout = "native"
+    """How a question is put to the model: see `ttsi.prompts`."""
     sft_samples: int | None = None
     """Training samples of `sft`, a prefix of one seeded order; null = all of the pool's."""
     sft_calls: Literal["single", "all"] = "single"

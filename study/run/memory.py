@@ -19,7 +19,7 @@ from study.run.outcomes import NOT_RUN, Done, Who
 from study.run.store import Row, Store, settings_hash
 from ttsi import prompts
 from ttsi.engines.base import EngineError
-from ttsi.types import Query, Sample
+from ttsi.types import Layout, Query, Sample
 
 T = TypeVar("T")
 
@@ -82,8 +82,8 @@ class Memory:
             "data": _data_hash(self.benchmark),
             "tool_order": p.tool_order,
             "keep_components": p.keep_components,
-            "prompts": prompts.version(),
-            "samples": prompts_hash(self.benchmark, self.seed, p.tool_order, p.keep_components),
+            "prompts": prompts.version(p.layout),
+            "samples": prompts_hash(self.benchmark, self.seed, p.tool_order, p.keep_components, p.layout),
             **more,
         }
 
@@ -216,13 +216,20 @@ def _passing(row: Row) -> bool:
 
 
 @cache
-def prompts_hash(benchmark: str, seed: int, tool_order: Literal["shuffled", "original"], keep: bool) -> str:
+def prompts_hash(
+    benchmark: str,
+    seed: int,
+    tool_order: Literal["shuffled", "original"],
+    keep: bool,
+    layout: Layout = "native",
+) -> str:
     """A hash of every word that a benchmark's samples put into prompts, in their order, whatever n is."""
     parts = hashlib.sha256()
     for sample in benchmarks.load(benchmark, None, tool_order, seed, keep):
-        for prompt in (prompts.act(sample.query), prompts.synthesis(sample.query)):
+        for prompt in (prompts.act(sample.query, layout), prompts.synthesis(sample.query, layout)):
             turns = [(m.role, m.content) for m in prompt.messages]
-            parts.update(json.dumps([sample.id, prompt.system, turns]).encode())
+            tools = [prompt.tools] if prompt.tools else []
+            parts.update(json.dumps([sample.id, prompt.system, turns, *tools]).encode())
     return parts.hexdigest()[:16]
 
 

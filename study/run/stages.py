@@ -21,7 +21,7 @@ from study.run.memory import Host, Memory, as_done, as_row
 from study.run.outcomes import Adapted, Done, Fitted, Material, Mode, Who
 from study.run.store import settings_hash
 from ttsi import estimator, prompts, synthesizer
-from ttsi.calls import format_calls
+from ttsi.calls import format_calls, parse_calls
 from ttsi.engines.base import EngineError, Prompt, Request
 from ttsi.seeds import seed_for
 from ttsi.types import (
@@ -78,7 +78,7 @@ class StoredStages(Memory):
 
         def compute(batch: Sequence[Query]) -> list[tuple[Generation, ...]]:
             requests = [
-                Request(prompts.act(q), self._seed(q, "answer", block), self._opening, lookup=True)
+                Request(self._act(q), self._seed(q, "answer", block), self._opening, lookup=True)
                 for q in batch
             ]
             engine = self.study.engine if who == "self" else self.study.teacher_engine
@@ -132,28 +132,30 @@ class StoredStages(Memory):
         self, queries: Sequence[Query], form: estimator.Candidate = "name"
     ) -> dict[str, Done[tuple[Scored, ...]]]:
         """H's token log-probabilities (nats) of each query's tools, in this form of a candidate."""
+        p = self.profile
 
         def compute(batch: Sequence[Query]) -> list[tuple[Scored, ...]]:
-            return [tuple(r) for r in estimator.score(self.study.engine, batch, form)]
+            return [tuple(r) for r in estimator.score(self.study.engine, batch, form, p.layout)]
 
-        settings = self._settings(opening=prompts.OPENING, form=form)
+        settings = self._settings(opening=prompts.opening(p.layout), form=form)
         label = "score" if form == self.profile.candidate else f"score {form}"
         return self._stage("score", settings, queries, _SCORED, compute, label=label)
 
     def whole(self, queries: Sequence[Query]) -> dict[str, Done[tuple[Generation, ...]]]:
         """For each tool of a query the best call that names it: greedy behind the forced opening."""
         sampling = Sampling(max_tokens=self.profile.answer_tokens)
+        opening = prompts.opening(self.profile.layout)
 
         def compute(batch: Sequence[Query]) -> list[tuple[Generation, ...]]:
             asked = [(q, tool) for q in batch for tool in q.tools]
             requests = [
-                Request(prompts.act(q), 0, prompts.OPENING + estimator.continuation(tool.name), lookup=True)
+                Request(self._act(q), 0, opening + estimator.continuation(tool.name), lookup=True)
                 for q, tool in asked
             ]
             replies = iter(self.study.engine.generate(requests, sampling))
             return [tuple(next(replies)[0] for _ in q.tools) for q in batch]
 
-        settings = self._settings(opening=prompts.OPENING, sampling=asdict(sampling))
+        settings = self._settings(opening=opening, sampling=asdict(sampling))
         return self._stage("whole", settings, queries, _REPLIES, compute)
 
     def synthesize(
@@ -175,6 +177,7 @@ class StoredStages(Memory):
                     retries=p.retries,
                     validate=p.validate_examples,
                     novelty=p.novelty,
+                    layout=p.layout,
                 )
 
             settings = self._writing(index, writer)
@@ -216,7 +219,7 @@ class StoredStages(Memory):
             lessons = {q.id: shots[q.id].read() for q in batch}
             requests = [
                 Request(
-                    _with_shot(q, lessons[q.id][0]),
+                    self._with_shot(q, lessons[q.id][0]),
                     self._seed(q, "answer"),
                     self._opening,
                     draft=self._draft(lessons[q.id], self.inference != "direct"),
@@ -291,7 +294,7 @@ class StoredStages(Memory):
         lessons = [material[q.id].read() for q in batch]
         began = time.perf_counter()
         jobs = [
-            trainer.Job(_lesson(lesson), self._seed(q, "adapter"))
+            trainer.Job(self._lesson(lesson), self._seed(q, "adapter"))
             for q, lesson in zip(batch, lessons, strict=True)
         ]
         fitted = trainer.fit(self.study.engine, jobs, lora, bank=self.profile.bank)
@@ -382,7 +385,7 @@ class StoredStages(Memory):
             return cast("Adapter", engine.lora.load(folder, lora, engine.device))
         began = time.perf_counter()
         seed = seed_for(self.seed, self.benchmark, str(material.name), "shared adapter")
-        done = trainer.fit(engine, [trainer.Job(_lesson(material.read()), seed)], lora)[0]
+        done = trainer.fit(engine, [trainer.Job(self._lesson(material.read()), seed)], lora)[0]
         seconds = time.perf_counter() - began
         if done is None:
             self._put("fit", training, [as_row(one, Fitted(None, seconds), _FITTED, seconds)])
@@ -437,7 +440,7 @@ class StoredStages(Memory):
         """
         if votes or self.profile.direct_sampling.temperature:
             return ()
-        return tuple(self.study.engine.tokens(lesson[0].reply))
+        return tuple(self.study.engine.tokens(self._written(lesson[0]).removeprefix(self._opening)))
 
     def _request(
         self,
@@ -447,7 +450,7 @@ class StoredStages(Memory):
         shot: Worked | None = None,
     ) -> Request:
         return Request(
-            _with_shot(query, shot) if shot else prompts.act(query),
+            self._with_shot(query, shot) if shot else self._act(query),
             self._seed(query, "answer"),
             self._opening,
             adapter,
@@ -455,9 +458,27 @@ class StoredStages(Memory):
             lookup=True,
         )
 
+    def _act(self, query: Query) -> Prompt:
+        return prompts.act(query, self.profile.layout)
+
+    def _written(self, worked: Worked) -> str:
+        """A worked example's reply in the layout's own form."""
+        if self.profile.layout == "native":
+            return worked.reply
+        return prompts.write(parse_calls(worked.reply).calls, self.profile.layout)
+
+    def _with_shot(self, query: Query, shot: Worked) -> Prompt:
+        """The act prompt with a worked example, which is shown with its own tools where they are others."""
+        tools = () if shot.query.tools == query.tools else shot.query.tools
+        asked = shot.query.question, self._written(shot)
+        return prompts.with_shot(query, *asked, tools, self.profile.layout)
+
+    def _lesson(self, worked: Iterable[Worked]) -> tuple[tuple[Prompt, str], ...]:
+        return tuple((self._act(w.query), self._written(w)) for w in worked)
+
     @property
     def _opening(self) -> str:
-        return prompts.OPENING if self.profile.answer_opening else ""
+        return prompts.opening(self.profile.layout) if self.profile.answer_opening else ""
 
     @property
     def _opened(self) -> dict[str, Any]:
@@ -505,15 +526,5 @@ def _join(parts: Sequence[Done[Synthesis]]) -> Done[Synthesis]:
     return Done(joined, "", sum(d.seconds for d in parts), "loaded" if loaded else "computed")
 
 
-def _with_shot(query: Query, shot: Worked) -> Prompt:
-    """The act prompt with a worked example, which is shown with its own tools where they are others."""
-    tools = () if shot.query.tools == query.tools else shot.query.tools
-    return prompts.with_shot(query, shot.query.question, shot.reply, tools)
-
-
 def _finite(replies: Iterable[Generation]) -> bool:
     return all(math.isfinite(x) for r in replies for x in r.log_probs)
-
-
-def _lesson(worked: Iterable[Worked]) -> tuple[tuple[Prompt, str], ...]:
-    return tuple((prompts.act(w.query), w.reply) for w in worked)

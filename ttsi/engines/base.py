@@ -17,10 +17,12 @@ class Prompt:
 
     Everything about one tool set that can be shared (instructions and tool list) stands in `system`,
     so that its key-value cache is computed once and serves every prompt that opens the same way.
+    tools: as JSON texts, for a model whose own chat template is to list them; `system` may then be empty.
     """
 
     system: str
     messages: tuple[Message, ...]
+    tools: tuple[str, ...] = ()
 
 
 class EngineError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -62,9 +63,16 @@ class Chat:
         return text
 
     def _render(self, prompt: Prompt, reply: str | None = None) -> str:
-        turns = [{"role": "system", "content": self._guard(prompt.system)}]
+        turns = [{"role": "system", "content": self._guard(prompt.system)}] if prompt.system else []
         turns += [{"role": m.role, "content": self._guard(m.content)} for m in prompt.messages]
-        text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        tools = [{"type": "function", "function": json.loads(self._guard(tool))} for tool in prompt.tools]
+        text: str = self.tokenizer.apply_chat_template(
+            turns, tools=tools or None, tokenize=False, add_generation_prompt=True
+        )
+        if any(t["function"]["name"] not in text for t in tools):
+            raise EngineError(
+                "the model's chat template lists no tools: use layout native or paper"
+            )
         if reply is not None:
             text += self._guard(reply) + "<|im_end|>"
         return text
