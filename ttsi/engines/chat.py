@@ -70,9 +70,7 @@ class Chat:
             turns, tools=tools or None, tokenize=False, add_generation_prompt=True
         )
         if any(t["function"]["name"] not in text for t in tools):
-            raise EngineError(
-                "the model's chat template lists no tools: use layout native or paper"
-            )
+            raise EngineError("the model's chat template lists no tools: use layout native or paper")
         if reply is not None:
             text += self._guard(reply) + "<|im_end|>"
         return text
