@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from ttsi import prompts
+from ttsi.calls import parse_calls
 from ttsi.engines.base import Engine, EngineError
 from ttsi.seeds import seed_for
-from ttsi.types import Layout, Query, Scored, Tool, Uncertainty
+from ttsi.types import Generation, Layout, Query, Scored, Tool, Uncertainty
 
 Candidate = Literal["name", "name+opening"]
+Part = Literal["name", "keys", "values"]
+
+NAME_KEYS, ARGUMENT_KEYS = ("name",), ("arguments",)
+_NAMED = re.compile(rf'"(?:{"|".join(NAME_KEYS)})"\s*:\s*"')
+_JSON = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+', re.DOTALL)
 
 
 def rss(log_probs: Sequence[float]) -> list[float]:
@@ -73,6 +80,68 @@ def certain_of_every_token(log_probs: Sequence[float]) -> float:
     if not log_probs:
         raise ValueError("an answer without tokens has no least likely one")
     return math.exp(min(log_probs))
+
+
+def likelihood(log_probs: Sequence[float]) -> float:
+    """Probability of a whole answer, in [0, 1], higher = more certain: its tokens' (nats given), multiplied.
+
+    Nothing to multiply, as where no call can be read, gives 0: what can't be used is no likely answer.
+    """
+    return math.exp(math.fsum(log_probs)) if log_probs else 0.0
+
+
+def answer_parts(reply: Generation, ends: Sequence[int]) -> dict[Part, list[float]]:
+    """A reply's token log-probabilities (nats) from its first function name to its end, by what they decide.
+
+    "name": which function. "keys": which arguments, and that no more follow: their names, and all that stands
+    between values. "values": what they are. A token belongs to the part in which it ends, so the likelihoods
+    of the three multiply to the answer's. All are empty where no call can be read.
+    ends: characters of the reply's text covered once each token is read, as `Chat.ends` gives them.
+    Reads the reply alone, never a label, in time linear in its length.
+    """
+    parts: dict[Part, list[float]] = {"name": [], "keys": [], "values": []}
+    named = _NAMED.search(reply.text) if parse_calls(reply.text).calls else None
+    if named is None:
+        return parts
+    start = named.end()
+    labels: list[Part] = ["keys"] * len(reply.text)
+    for first, last, part in _spans(reply.text, start - 1):
+        labels[first:last] = [part] * (last - first)
+    before = start
+    for end, log_prob in zip(ends, reply.log_probs, strict=True):
+        if end > start:
+            parts[labels[end - 1] if end > before else "keys"].append(log_prob)  # a control token has no text
+            before = end
+    return parts
+
+
+def _spans(text: str, start: int) -> Iterator[tuple[int, int, Part]]:
+    """(first, last, part) of all names and argument values from the quote on that opens the first name.
+
+    A string's own opening quote counts to what stands before it: it says the type, and for names nothing.
+    """
+    stack, key, at_key, value = ["call"], "name", False, 0
+    for token in _JSON.finditer(text, start):
+        word, end = token[0], token.end()
+        inside = stack[-1] if stack else "list"
+        first = token.start() + (word[0] == '"')
+        if word in "{[":
+            kind = "value" if inside in ("arguments", "value") else "call" if word == "{" else "list"
+            kind = "arguments" if kind == "call" and inside == "call" and key in ARGUMENT_KEYS else kind
+            value = first if inside == "arguments" else value
+            stack.append(kind)
+            at_key = word == "{"
+        elif word in "}]":
+            if stack and stack.pop() == "value" and stack[-1] == "arguments":
+                yield value, end, "values"
+        elif word in ",:":
+            at_key = word == ","
+        elif inside in ("call", "arguments") and at_key:
+            key = word.strip('"')
+        elif inside == "call" and key in NAME_KEYS:
+            yield first, end, "name"
+        elif inside == "arguments" or (inside == "call" and key in ARGUMENT_KEYS):
+            yield first, end, "values"
 
 
 def agreement(votes: Sequence[str | None]) -> float:

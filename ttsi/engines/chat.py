@@ -116,6 +116,20 @@ class Chat:
         """The text of reply tokens, without control tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def ends(self, text: str, tokens: Sequence[int]) -> tuple[int, ...]:
+        """For each token of a reply the number of characters of its text covered once the token is read.
+
+        text: the whole reply, of which the tokens are the end: an opening it was given stands before them.
+        A character that is cut in bytes comes with its last token.
+        """
+        whole = self.decode(tuple(tokens))
+        before, out = len(text) - len(whole), [0]
+        for count in range(1, len(tokens) + 1):
+            read = self.decode(tuple(tokens[:count]))
+            read = read if whole.startswith(read) else read.rstrip("\ufffd")
+            out.append(max(out[-1], min(len(read), len(whole))))
+        return tuple(before + end for end in out[1:])
+
 
 class ChatEngine:
     """What engines over a model folder have in common: token ids, and what fits into the context window."""
