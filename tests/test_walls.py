@@ -35,13 +35,11 @@ ANALYSIS = {
     ("study.analysis.tables.synthetic", "ttsi.types"),
 }
 CIRCLES = {
-    ("study.data.models", "study.data.tiny"),
     ("study.run.frames", "study.run.plan", "study.run.ray", "study.run.results", "study.run.study"),
 }
 LONG = {
     "study/analysis/statistics.py",
     "study/analysis/tables/cost.py",
-    "study/data/sources.py",
     "study/run/arms.py",
     "study/run/ray.py",
     "study/run/results.py",

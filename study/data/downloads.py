@@ -12,15 +12,14 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 from zipfile import ZipFile
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 PROBE_SECONDS = 3.0
@@ -204,38 +203,6 @@ def _answers(address: str) -> bool:
     thread.start()
     thread.join(PROBE_SECONDS + 0.5)
     return answered.is_set()
-
-
-def require_room(folder: Path, needed: int, what: str) -> None:
-    """Raise Unavailable when a disk lacks `needed` bytes, before anything is written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise Unavailable(
-            f"{what} needs {needed / 1e9:.2f} GB in {folder}, but {free / 1e9:.2f} GB are free: "
-            "make room or set TTSI_CACHE to a folder on another disk"
-        )
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold `path` for one process at a time. The kernel lets go of it when its holder dies."""
-    held = FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            held.acquire(blocking=False)
-        except Timeout:
-            say(f"waiting for another process that fetches {path.name}")
-            held.acquire()
-    except OSError as error:
-        raise Unavailable(
-            f"the cache can't be written ({one_line(error)}): set TTSI_CACHE to a folder that can"
-        ) from error
-    try:
-        yield
-    finally:
-        held.release()
 
 
 def one_line(error: object) -> str:

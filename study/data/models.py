@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from study.data import benchmarks, fixture, sources
+from study.data.cache import built, cache_dir
 from study.data.downloads import digest
 from ttsi import calls, prompts
 
@@ -20,7 +21,8 @@ def model_dir(name: str) -> Path:
         return sources.model_dir(name)
     from study.data import tiny  # its fitting needs torch, its name doesn't
 
-    return tiny.model_dir()
+    source = tiny_hash()
+    return built(cache_dir() / "models" / f"tiny-{source[:16]}", source, tiny.build)
 
 
 @cache
