@@ -40,7 +40,7 @@ def tiny_hash() -> str:
     Changing one fits anew.
     """
     versions = [importlib.metadata.version(p) for p in ("torch", "transformers", "tokenizers")]
-    files = [Path(__file__).with_name("tiny.py")]
+    files = [Path(__file__).with_name("tiny.py"), fixture.WRITTEN]
     files += [Path(str(module.__file__)) for module in (fixture, benchmarks, calls)]
     parts = [*map(digest, files), prompts.version(), *versions]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
