@@ -357,8 +357,10 @@ def test_only_the_last_turn_s_request_line_goes() -> None:
         {"role": "agent", "content": "Generate API Request: no"},
         {"role": "user", "content": "Generate API Request:"},
     ]
-    messages = to_sample({"query": turns, "tools": [], "answers": []}, "own", 0).messages
+    messages = to_sample({"query": turns, "tools": [], "answers": []}, "apibank", 0).messages
     assert [m.content for m in messages] == ["Say:\nGenerate API Request:", "Generate API Request: no"]
+    others = to_sample({"query": turns, "tools": [], "answers": []}, "own", 0).messages
+    assert [m.content for m in others] == [t["content"] for t in turns]
     question = "What does this mean?\nGenerate API Request:"
     assert to_sample({"query": question, "tools": [], "answers": []}, "own", 0).query.question == question
 

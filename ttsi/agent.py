@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 from ttsi import estimator, prompts, synthesizer
-from ttsi.calls import format_calls, parse_calls, require_plain
+from ttsi.calls import parse_calls, require_plain
 from ttsi.conversations import read_messages
 from ttsi.engines.base import Engine, Request
 from ttsi.schemas import BadField, read_tool, schema_errors
@@ -146,7 +146,7 @@ class Agent:
         try:
             require_plain(record)
             tools = tuple(read_tool(tool, f"tools[{i}]") for i, tool in enumerate(self.tools))
-            read = tuple(read_messages(turns))
+            read = tuple(read_messages(turns, "messages"))
         except BadField as error:
             raise ValueError(f"{error.args[0]} {error.args[1]}") from error
         if not any(message.role == "user" for message in read):
@@ -280,21 +280,7 @@ def _tool(given: Any) -> Any:
 
 
 def _turn(given: Turn) -> dict[str, Any]:
-    """A turn as role and text; a past call, which OpenAI keeps beside the text, as the model writes it."""
-    if isinstance(given, Message):
-        return {"role": given.role, "content": given.content}
-    content, past = given.get("content"), given.get("tool_calls")
-    if isinstance(content, list) and all(isinstance(part.get("text"), str) for part in content):
-        content = "\n".join(part["text"] for part in content)
-    if past:
-        try:
-            calls = [(c["function"]["name"], c["function"]["arguments"]) for c in past]
-            read = [Call(n, json.loads(a) if isinstance(a, str) else a) for n, a in calls]
-            text = format_calls(read)
-        except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"tool_calls that can't be read: {error!r}") from error
-        content = "\n".join(filter(None, [content, text]))
-    return {"role": given.get("role"), "content": content}
+    return {"role": given.role, "content": given.content} if isinstance(given, Message) else dict(given)
 
 
 __all__ = ["Agent", "Answer", "Live"]

@@ -9,13 +9,17 @@ from typing import Literal
 import numpy as np
 
 from ttsi import prompts
-from ttsi.calls import parse_calls
+from ttsi.calls import answer_of, parse_calls
 from ttsi.engines.base import Engine, Request
 from ttsi.schemas import schema_errors
 from ttsi.types import Example, Layout, Query, Sampling, Synthesis
 
-_ANSWER = re.compile(rf"\n[^\S\n]*{prompts.ANSWER}")  # at the start of a line; read in linear time
-_NEXT = re.compile(rf"\n[^\S\n]*{prompts.QUESTION}")  # some models go on with another pair
+# Labels stand at the start of a line, with or without Markdown around them; found in linear time.
+_LABEL = r"(?:\A|\n)(?:[^\S\n]|[#>*_\-])*{}[^\S\n]*[*_]*:[*_]*"
+_QUESTION, _ANSWER = (
+    re.compile(_LABEL.format(label.rstrip(":")), re.IGNORECASE)
+    for label in (prompts.QUESTION, prompts.ANSWER)
+)
 
 READER = 2
 """Version of `read_example`: what another one read is another example. Part of every stored example's key."""
@@ -89,11 +93,16 @@ def read_example(reply: str, query: Query, attempt: int = 0) -> Example:
     `parse_calls`.
     Arguments are not checked here: schema violations are recorded, not refused.
     """
-    match = _ANSWER.search(reply)
-    question = reply[: match.start()].strip().removeprefix(prompts.QUESTION).strip() if match else ""
-    if match is None or not question:
+    reply = answer_of(reply)
+    asked, answered = _QUESTION.search(reply), _ANSWER.search(reply)
+    if answered is None:
         raise Unreadable("no_question")
-    parsed = parse_calls(_NEXT.split(reply[match.end() :], maxsplit=1)[0].lstrip())
+    begin = asked.end() if asked and asked.end() <= answered.start() else 0
+    question = reply[begin : answered.start()].strip()
+    if not question:
+        raise Unreadable("no_question")
+    # Some models go on with another pair.
+    parsed = parse_calls(_QUESTION.split(reply[answered.end() :], maxsplit=1)[0].lstrip())
     if parsed.error:
         raise Unreadable(parsed.error)
     if len(parsed.calls) > MAX_CALLS:

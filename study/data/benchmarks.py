@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -26,6 +27,10 @@ FILES = {
     "fixture_train": ("train",),
 }
 """What each benchmark is read from: data files, for BFCL the categories with several tools."""
+
+
+_REQUEST_LINE = re.compile(r"(?:\A|\n)[ \t]*Generate API Request:\s*\Z")
+_FENCED = re.compile(r"\s*```(?:json)?\s*([\[{].*[\]}])\s*```\s*", re.DOTALL)
 
 
 class BrokenData(ValueError):
@@ -161,13 +166,14 @@ def _sample(raw: _Raw, benchmark: str, tool_order: str, seed: int, keep_componen
     try:
         if not isinstance(record, dict):
             raise BadField("record", "is not an object")
-        messages = tuple(read_messages(record.get("query")))
+        asked = _apibank(record.get("query")) if benchmark == "apibank" else record.get("query")
+        messages = tuple(read_messages(asked))
         if not any(message.role == "user" for message in messages):
             raise BadField("query", "has nothing said by the user")
         tools = [read_tool(entry, f"tools[{i}]") for i, entry in enumerate(_list(record, "tools"))]
         if benchmark == "toolalpaca" and not keep_components:
             tools = [tool for tool in tools if tool.name != "components"]
-        gold = [read_gold(answer, tools, raw.sets) for answer in _list(record, "answers")]
+        gold = [part for answer in _list(record, "answers") for part in read_gold(answer, tools, raw.sets)]
     except BadField as error:
         raise BrokenData(
             f"{raw.file}: record {raw.index}: field '{error.args[0]}' {error.args[1]}"
@@ -188,6 +194,25 @@ def _sample(raw: _Raw, benchmark: str, tool_order: str, seed: int, keep_componen
         frozenset(flags.union(*(odd for _, odd in gold))),
         cluster,
     )
+
+
+def _apibank(query: Any) -> Any:
+    """API-Bank's turns: its request line goes, and past calls, fenced there, stand between tags."""
+    if not isinstance(query, list):
+        return query
+    turns = [dict(turn) if isinstance(turn, dict) else turn for turn in query]
+    for i, turn in enumerate(turns):
+        text = turn.get("content") if isinstance(turn, dict) else None
+        if not isinstance(text, str):
+            continue
+        if i == len(turns) - 1:
+            text = _REQUEST_LINE.sub("", text)
+        if turn.get("role") in ("agent", "assistant") and (fenced := _FENCED.fullmatch(text)):
+            calls = fenced[1] if fenced[1][0] == "[" else f"[{fenced[1]}]"
+            text = f"<tool_call>{calls}</tool_call>"
+        turn["content"] = text
+    # An empty result of a tool says nothing there.
+    return [t for t in turns if not isinstance(t, dict) or t.get("role") != "tool" or t.get("content") != ""]
 
 
 def _list(record: dict[str, Any], field: str) -> list[Any]:

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ttsi.calls import require_plain
+from ttsi.calls import read_calls, require_plain
 from ttsi.schemas import fits
-from ttsi.types import AcceptedObject, Gold, Tool
+from ttsi.types import AcceptedObject, Call, Gold, Tool
 
 
-def read_gold(answer: Any, tools: Iterable[Tool], sets: bool) -> tuple[Gold, set[str]]:
-    """A gold call and what is odd about it. Nothing in it is an error: the sample stays, flagged."""
-    raw = answer if isinstance(answer, dict) else {}
-    name, given = raw.get("name", raw.get("tool")), raw.get("arguments", raw.get("parameters"))
-    flags = set() if isinstance(name, str) and isinstance(given, dict) else {"gold_issue"}
-    name, given = str(name), given if isinstance(given, dict) else {}
+def read_gold(answer: Any, tools: Sequence[Tool], sets: bool = False) -> list[tuple[Gold, set[str]]]:
+    """The gold calls that an answer is, in any form that a reply may have, with what is odd about each.
+
+    Nothing in it is an error: what can't be read as a call stays as one without arguments, flagged.
+    sets: arguments are lists of accepted values (BFCL).
+    """
+    try:
+        if calls := read_calls(answer):
+            alone = isinstance(answer, dict) and answer.keys() == {"name"}  # were its arguments lost?
+            odd = {"gold_issue"} if alone else set[str]()
+            return [(gold, flags | odd) for gold, flags in (_gold(call, tools, sets) for call in calls)]
+    except ValueError:
+        pass
+    name = answer.get("name", answer.get("tool")) if isinstance(answer, dict) else None
+    gold, flags = _gold(Call(str(name), {}), tools, sets)
+    return [(gold, flags | {"gold_issue"})]
+
+
+def _gold(call: Call, tools: Sequence[Tool], sets: bool) -> tuple[Gold, set[str]]:
+    name, given, flags = call.name, call.arguments, set[str]()
     parameters = next((tool.parameters for tool in tools if tool.name == name), None)
     if parameters is None:
         flags.add("gold_tool_missing")

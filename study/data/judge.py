@@ -33,7 +33,7 @@ def judge(
     """
     if rule not in get_args(Rule) or accept not in get_args(Accept):
         raise ValueError(f"no rule {rule!r} or no accepted form {accept!r}")
-    parsed = parse_calls(reply)
+    parsed = parse_calls(reply, accept == "tagged")
     calls, error = parsed.calls, parsed.error
     if accept == "tagged" and parsed.form != "tagged":
         calls, error = (), "no_call"
