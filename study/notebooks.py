@@ -47,7 +47,7 @@ RESULTS = Path("results")
 ARGS = "TTSI_ARGS"
 _EXPECTED = {"StoreError", "Unavailable", "WrongBytes"}  # their messages say all there is to say
 _KERNEL = "ttsi-this-python"
-_EMPTY = "from ttsi import study\nstudy.keep_models()\nget_ipython().reset()"
+_EMPTY = "from study.run import study\nstudy.keep_models()\nget_ipython().reset()"
 _ANSI = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 
 

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from study import playground
-from study.data import benchmarks, fixture, tiny
+from study.data import benchmarks, fixture
+from study.data.models import model_dir
 from study.playground import Playground
 from ttsi import Agent, Answer, estimator, prompts, synthesizer, trainer
 from ttsi.engines.base import EngineError, Request, TooLong
@@ -39,7 +40,7 @@ SHORT = {
 
 @pytest.fixture(scope="module")
 def engine() -> TorchEngine:
-    return TorchEngine(tiny.model_dir(), name="tiny", dtype="float32", threads=1)
+    return TorchEngine(model_dir("tiny"), name="tiny", dtype="float32", threads=1)
 
 
 def agent(engine: Any, tools: Any = TRAVEL, **settings: Any) -> Agent:

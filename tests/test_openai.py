@@ -590,10 +590,10 @@ def test_the_fingerprint_is_of_what_affects_a_reply() -> None:
 
 def test_a_real_model_teaches_through_an_endpoint(stub: Stub, connect: Any) -> None:
     """The tiny model, served: the same greedy text as without a server between, and G through it."""
-    from study.data import tiny
+    from study.data.models import model_dir
     from ttsi.engines.torch import TorchEngine
 
-    served = TorchEngine(tiny.model_dir(), dtype="float32", threads=1)
+    served = TorchEngine(model_dir("tiny"), dtype="float32", threads=1)
     turn = threading.Lock()
 
     def complete(handler: Handler, body: dict[str, Any]) -> None:

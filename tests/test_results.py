@@ -248,7 +248,7 @@ def test_quotations_and_likeness() -> None:
     assert len(quotations("one two three four five six seven eight nine")) == 2
 
 
-COMMITTED = sorted(p.parent for p in (Path(results.__file__).parent.parent / "results").glob("*/header.json"))
+COMMITTED = sorted(p.parent for p in (Path(results.__file__).parents[2] / "results").glob("*/header.json"))
 
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda p: p.name)

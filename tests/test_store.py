@@ -166,27 +166,14 @@ def test_what_a_run_says_of_itself_belongs_to_its_rows(tmp_path: Path) -> None:
     assert Store(path).get("answer", SETTINGS, "b", 0, ["b-1"]) == {}
 
 
-def test_a_store_from_before_checksums_is_taken_over(tmp_path: Path) -> None:
+def test_a_store_of_another_form_is_refused(tmp_path: Path) -> None:
+    """One from before checksums, say: named, not taken over unchecked."""
     path = tmp_path / "s.sqlite"
+    filled(path).close()
     with sqlite3.connect(path) as db:
-        db.executescript("""
-            CREATE TABLE run (id INTEGER PRIMARY KEY, started TEXT NOT NULL, source TEXT NOT NULL,
-                context TEXT NOT NULL);
-            CREATE TABLE settings (hash TEXT PRIMARY KEY, json TEXT NOT NULL);
-            CREATE TABLE result (stage TEXT NOT NULL, settings TEXT NOT NULL, benchmark TEXT NOT NULL,
-                sample TEXT NOT NULL, seed INTEGER NOT NULL, status TEXT NOT NULL, value TEXT NOT NULL,
-                seconds REAL NOT NULL, batch INTEGER NOT NULL, run INTEGER NOT NULL,
-                PRIMARY KEY (stage, settings, benchmark, sample, seed)) WITHOUT ROWID;
-            INSERT INTO run VALUES (1, 'then', 'computed', '{}');
-        """)
-        values = ("answer", settings_hash(SETTINGS), "b", "b-1", 0, "ok", "1", 0.5, 8, 1)
-        db.execute("INSERT INTO result VALUES (?,?,?,?,?,?,?,?,?,?)", values)
-    for _ in range(2):
-        rows = Store(path).get("answer", SETTINGS, "b", 0, ["b-1"])
-        assert rows == {"b-1": Row("b-1", "ok", "1", 0.5, 8)}
-    with sqlite3.connect(path) as db:
-        db.execute("UPDATE result SET value = '2'")
-    assert Store(path).get("answer", SETTINGS, "b", 0, ["b-1"]) == {}
+        db.execute("ALTER TABLE result DROP COLUMN checksum")
+    with pytest.raises(StoreError, match=r"s\.sqlite: no such column: checksum"):
+        Store(path)
 
 
 def test_a_file_whose_structure_is_damaged_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from study.data import benchmarks, fixture, tiny
 from study.data.judge import gold_calls, judge
+from study.data.models import model_dir
 from study.run.config import load_profile
 from ttsi import estimator, prompts, synthesizer
 from ttsi.calls import format_calls
@@ -27,7 +28,7 @@ from ttsi.types import LoraSettings, Sample, Sampling
 
 @pytest.fixture(scope="module")
 def fitted() -> TorchEngine:
-    return TorchEngine(tiny.model_dir(), dtype="float32", threads=1)
+    return TorchEngine(model_dir("tiny"), dtype="float32", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -130,23 +131,23 @@ def test_the_cache_is_used_checked_and_mended(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setenv("TTSI_CACHE", str(tmp_path))
     monkeypatch.setattr(tiny, "build", build)
-    folder = tiny.model_dir()
-    assert tiny.model_dir() == folder
+    folder = model_dir("tiny")
+    assert model_dir("tiny") == folder
     assert len(built) == 1
     (folder / "model.safetensors").write_bytes(b"weightz")
-    assert (tiny.model_dir() / "model.safetensors").read_bytes() == b"weights"
+    assert (model_dir("tiny") / "model.safetensors").read_bytes() == b"weights"
     (folder / "config.json").unlink()
-    assert (tiny.model_dir() / "config.json").exists()
+    assert (model_dir("tiny") / "config.json").exists()
     assert len(built) == 3
     monkeypatch.setattr(prompts, "version", lambda: "another wording")
-    assert tiny.model_dir() != folder
+    assert model_dir("tiny") != folder
 
 
 def test_the_tokenizer_survives_saving(fitted: TorchEngine, samples: list[Sample]) -> None:
     """transformers rebuilds the tokenizers of some model types by their own rules (Qwen2's, for one)."""
     answers, _ = tiny.lessons(0)
     fresh = tiny.tokenizer([p.system for p, _ in answers[:50]])
-    loaded = AutoTokenizer.from_pretrained(tiny.model_dir())
+    loaded = AutoTokenizer.from_pretrained(model_dir("tiny"))
     assert str(loaded._tokenizer.pre_tokenizer) == str(fresh._tokenizer.pre_tokenizer)
     lengths = [len(fitted.encode(prompts.act(s.query)).ids) for s in samples]
     assert min(lengths) > 100

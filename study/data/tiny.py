@@ -7,9 +7,7 @@ some tools and torn between others, and writes examples of which some can't be r
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +19,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrained
 
 from study.data import fixture
 from study.data.benchmarks import to_sample
-from study.data.downloads import Pin, digest, lock, problem, say
 from study.data.judge import gold_calls
-from study.data.models import tiny_hash
-from study.data.sources import cache_dir
 from ttsi import prompts
 from ttsi.calls import format_calls
 from ttsi.engines.base import Prompt
@@ -99,38 +94,6 @@ def _example(sample: Sample) -> str:
     if sample.gold[0].name in _TORN_OFF:
         return request
     return f"{request}\n{prompts.ANSWER} {format_calls(gold_calls(sample))}"
-
-
-def model_dir() -> Path:
-    """The fitted model's folder in the cache; fits it first if need be, once for all processes.
-
-    A folder that isn't what was written there (damaged, incomplete) is removed and fitted again.
-    """
-    folder = cache_dir() / "models" / f"tiny-{tiny_hash()[:16]}"
-    if _damage(folder):
-        with lock(cache_dir() / "locks" / folder.name):
-            if damage := _damage(folder):
-                if folder.exists():
-                    say(f"{damage}: removed, fitted again")
-                    shutil.rmtree(folder)
-                new = folder.with_name(f".{folder.name}.new")
-                shutil.rmtree(new, ignore_errors=True)
-                new.mkdir(parents=True)
-                build(new)
-                hashes = {path.name: digest(path) for path in new.iterdir()}
-                (new / "manifest.json").write_text(json.dumps(hashes, indent=2))
-                new.rename(folder)
-    return folder
-
-
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a fitted model's folder; None = every file is as its manifest says."""
-    try:
-        hashes: dict[str, str] = json.loads((folder / "manifest.json").read_text())
-        wrong = (problem(folder / name, Pin(name, sha256=sha256)) for name, sha256 in hashes.items())
-        return next(filter(None, wrong), None)
-    except (OSError, ValueError, AttributeError):
-        return f"{folder} is incomplete"
 
 
 def build(folder: Path, seed: int = 0) -> None:

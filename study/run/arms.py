@@ -6,7 +6,6 @@ arms ask the same of the same question, it is computed once.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from study.data import pools
 from study.data.pools import Worked
+from study.run import keys
 from study.run.outcomes import NOT_RUN, Adapted, Done, Material, Outcome, Setting, Stages, Who
 from ttsi.calls import canonical, format_calls, parse_calls
 from ttsi.seeds import seed_for
@@ -146,7 +146,7 @@ def amortised(stages: Stages, queries: Sequence[Query], setting: Setting) -> lis
         return base(stages, queries, setting)
     parts = [stages.written(q) for q in taught]
     names = [{"sample": q.id, "of": p.name} for q, p in zip(taught, parts, strict=True)]
-    everything = Material(_digest(names), lambda: tuple(w for p in parts for w in p.read()))
+    everything = Material(keys.digest(names), lambda: tuple(w for p in parts for w in p.read()))
     return _shared(stages, queries, uncertain, everything, setting, certainty)
 
 
@@ -154,7 +154,7 @@ def generic(stages: Stages, queries: Sequence[Query], setting: Setting) -> list[
     """One adapter trained on one example that has nothing to do with any question: the format, no more."""
     certainty = stages.score(queries)
     uncertain = [q for q in queries if _unsure(certainty[q.id], setting.tau)]
-    example = Material(_digest([_GENERIC]), lambda: (_GENERIC,))
+    example = Material(keys.digest([_GENERIC]), lambda: (_GENERIC,))
     return _shared(stages, queries, uncertain, example, setting, certainty)
 
 
@@ -214,7 +214,7 @@ def oracle(
     material = {}
     for q in labelled:
         right = pools.worked(samples[q.id])
-        material[q.id] = Material(_digest([right]), lambda right=right: (right,))  # type: ignore[misc]
+        material[q.id] = Material(keys.digest([right]), lambda right=right: (right,))  # type: ignore[misc]
     adapted = stages.adapt(labelled, material, setting.mode)
     return [
         _put_together(q, answers[q.id], certainty[q.id], None, setting, adapted.get(q.id)) for q in queries
@@ -276,12 +276,12 @@ def majority(replies: Sequence[Generation]) -> Generation:
 
     Replies that can't be parsed vote only if none can: then the first reply stands.
     """
-    keys = vote_keys(replies)
-    counts = Counter(k for k in keys if k is not None)
+    given = vote_keys(replies)
+    counts = Counter(k for k in given if k is not None)
     if not counts:
         return replies[0]
     winner = counts.most_common(1)[0][0]  # insertion order decides a tie: the first seen
-    return replies[keys.index(winner)]
+    return replies[given.index(winner)]
 
 
 def vote_keys(replies: Iterable[Generation]) -> list[str | None]:
@@ -363,16 +363,11 @@ def _usable(written: Done[Synthesis]) -> bool:
     return written.value is not None and not written.value.failed
 
 
-def _digest(content: Any) -> str:
-    """A hash of what is taught, in its order."""
-    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-
-
 def _with_shots(stages: Stages, queries: Sequence[Query], shots: Mapping[str, Sample]) -> list[Outcome]:
     material = {}
     for i, sample in shots.items():
         shot = pools.worked(sample)
-        material[i] = Material(_digest([shot]), lambda shot=shot: (shot,))  # type: ignore[misc]
+        material[i] = Material(keys.digest([shot]), lambda shot=shot: (shot,))  # type: ignore[misc]
     shown = stages.shown(queries, material)
     return [_answered(q, shown[q.id]) for q in queries]
 
@@ -381,7 +376,7 @@ def _from_pool(
     stages: Stages, queries: Sequence[Query], pool: Sequence[Sample], setting: Setting
 ) -> list[Outcome]:
     lessons = tuple(map(pools.worked, pool))
-    material = Material(_digest(lessons), lambda: lessons)
+    material = Material(keys.digest(lessons), lambda: lessons)
     answers = stages.answer(queries)
     fitted, adapted = stages.share(queries, material, setting.mode, setting.sft_epochs)
     return [

@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from study.data.downloads import digest
 from study.data.pools import Worked
+from study.run import keys
 from study.run.config import Profile
 from study.run.memory import Host, Memory, as_done, as_row
 from study.run.outcomes import Adapted, Done, Fitted, Material, Mode, Who
@@ -84,7 +85,7 @@ class StoredStages(Memory):
             engine = self.study.engine if who == "self" else self.study.teacher_engine
             return [tuple(r) for r in engine.generate(requests, sampling)]
 
-        settings = self._settings(who, sampling=asdict(sampling), **self._opened, **more)
+        settings = self._settings(who, sampling=keys.settings(sampling), **self._opened, **more)
         label = "answer" if who == "self" else "teacher answer"
         return self._stage("answer", settings, queries, _REPLIES, compute, label=label)
 
@@ -155,7 +156,7 @@ class StoredStages(Memory):
             replies = iter(self.study.engine.generate(requests, sampling))
             return [tuple(next(replies)[0] for _ in q.tools) for q in batch]
 
-        settings = self._settings(opening=opening, sampling=asdict(sampling))
+        settings = self._settings(opening=opening, sampling=keys.settings(sampling))
         return self._stage("whole", settings, queries, _REPLIES, compute)
 
     def synthesize(
@@ -229,7 +230,7 @@ class StoredStages(Memory):
             ]
             return [tuple(r) for r in self.study.engine.generate(requests, sampling)]
 
-        settings = self._settings(sampling=asdict(sampling), **self._opened)
+        settings = self._settings(sampling=keys.settings(sampling), **self._opened)
         names = {q.id: shots[q.id].name for q in queries}
         return self._stage("shown", settings, queries, _REPLIES, compute, names)
 
@@ -279,8 +280,8 @@ class StoredStages(Memory):
 
     def _adapting(self, form: _Form, lora: LoraSettings) -> dict[str, Any]:
         shown: dict[str, Any] = {"shown": True} if form.shown else {}
-        sampling = asdict(self._sampling(form.votes))
-        return self._settings(lora=asdict(lora), sampling=sampling, **self._opened, **shown)
+        sampling = keys.settings(self._sampling(form.votes))
+        return self._settings(lora=keys.settings(lora), sampling=sampling, **self._opened, **shown)
 
     def _adapt(
         self,
@@ -339,7 +340,7 @@ class StoredStages(Memory):
         """
         lora = self.profile.lora(mode, epochs)
         sampling = self._sampling(self.inference != "direct")
-        training = self._settings(lora=asdict(lora), material=material.name)
+        training = self._settings(lora=keys.settings(lora), material=material.name)
         one = Query("*", self.benchmark, (), ())
 
         @cache
@@ -361,7 +362,7 @@ class StoredStages(Memory):
             seconds = (time.perf_counter() - began) / len(batch)
             return [Adapted(None, tuple(r) if _finite(r) else (), 0.0, seconds) for r in replies]
 
-        settings = {**training, "sampling": asdict(sampling), **self._opened}
+        settings = {**training, "sampling": keys.settings(sampling), **self._opened}
         done = self._stage("shared", settings, queries, _ADAPTED, compute, label=f"shared {mode}")
         return self._fit(one, training, f"fit {mode}"), done
 
@@ -499,7 +500,7 @@ def writing(p: Profile, index: int, writer: Who = "self") -> dict[str, Any]:
     return {
         "writer": writer,
         "index": index,
-        "sampling": asdict(p.synthesis_sampling),
+        "sampling": keys.settings(p.synthesis_sampling),
         "retries": p.retries,
         "validate": p.validate_examples,
         "novelty": p.novelty,

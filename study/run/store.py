@@ -92,7 +92,8 @@ class Store:
             self._db.text_factory = lambda data: data.decode("utf-8", "replace")
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
-            self._prepare()
+            for statement in _SCHEMA:
+                self._db.execute(statement)
             found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
             self._sound("", ())
         except (OSError, sqlite3.Error) as error:
@@ -173,25 +174,6 @@ class Store:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise StoreError(f"cannot write to the store {self.path}: {error}") from error
-
-    def _prepare(self) -> None:
-        """Makes the tables, or gives the rows of a store from before checksums theirs."""
-        if "checksum" in self._columns():
-            return
-        self._db.execute("BEGIN IMMEDIATE")
-        columns = self._columns()  # again: another process may have come first
-        for statement in _SCHEMA:
-            self._db.execute(statement)
-        if columns and "checksum" not in columns:
-            self._db.execute("ALTER TABLE result ADD COLUMN checksum TEXT NOT NULL DEFAULT ''")
-            origins = self._origins()
-            for *fields, _ in self._db.execute(f"SELECT {_FIELDS} FROM result").fetchall():
-                checksum = _checksum(*fields, origins.get(fields[9], ("", ""))[1])
-                self._db.execute(f"UPDATE result SET checksum = ? WHERE {_KEY}", (checksum, *fields[:5]))
-        self._db.execute("COMMIT")
-
-    def _columns(self) -> list[str]:
-        return [row[1] for row in self._db.execute("PRAGMA table_info(result)")]
 
     def _origins(self) -> dict[int, tuple[str, str]]:
         """Source and checksum of every run."""

@@ -16,7 +16,9 @@ from conftest import SCRIPTED
 from ledger import Row
 from test_sources import CONTENT, RECORDS, World, bench, world
 
-from study.data import sources, tiny
+from study.data import sources
+from study.data.cache import damage
+from study.data.models import model_dir, tiny_hash
 from study.run import store as stores
 from study.run.store import Store, StoreError
 
@@ -296,7 +298,7 @@ def test_the_fitted_tiny_model_is_damaged(
     row = ledger(
         "the tiny model's cached files: flipped, truncated or swapped", "named, removed, fitted again"
     )
-    good = tiny.model_dir()
+    good = model_dir("tiny")
     monkeypatch.setenv("TTSI_CACHE", str(tmp_path))
     folder = tmp_path / "models" / good.name
     names = [p.name for p in good.iterdir() if p.name != "manifest.json"]
@@ -304,10 +306,10 @@ def test_the_fitted_tiny_model_is_damaged(
         shutil.copytree(good, folder, dirs_exist_ok=True)
         damaged = folder / names[i // 3]
         DAMAGES[i % 3](damaged, random.Random(i))
-        assert str(damaged) in (tiny._damage(folder) or "")
+        assert str(damaged) in (damage(folder, tiny_hash()) or "")
         row.tries += 1
     capsys.readouterr()
-    assert tiny.model_dir() == folder
+    assert model_dir("tiny") == folder
     assert str(folder) in capsys.readouterr().err
     assert (folder / "model.safetensors").read_bytes() == (good / "model.safetensors").read_bytes()
     row.seen = "each found and named; fitted again once, to the same bytes"

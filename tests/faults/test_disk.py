@@ -14,7 +14,7 @@ from conftest import ROOT, SCRIPTED, SHORT
 from ledger import Row
 from test_sources import World, world
 
-from study.data import sources
+from study.data.cache import damage
 
 __all__ = ["world"]
 
@@ -108,11 +108,11 @@ def test_the_disk_is_full_while_the_cache_is_written(world: World, ledger: Calla
         where.append(last_words(done)[-1])
         assert done.returncode == 1, limit
         assert "Traceback" not in done.stderr and "tiny" in where[-1]
-        assert sources._damage(world.folder, world.model)
+        assert damage(world.folder, world.model.hash)
         row.tries += 1
     done = subprocess.run(world.program(), capture_output=True, text=True)
     assert done.returncode == 0
-    assert sources._damage(world.folder, world.model) is None
+    assert damage(world.folder, world.model.hash) is None
     row.seen = f"{row.tries} fetches ended so, {len(set(where))} different moments; the next one succeeded"
 
 

@@ -19,7 +19,7 @@ from conftest import ROOT, SCRIPTED, SHORT
 from ledger import Row
 from test_disk import last_words, wanted
 
-from study.data import tiny
+from study.data.models import model_dir
 from study.run.study import Study
 
 __all__ = ["wanted"]
@@ -67,7 +67,7 @@ def test_a_complete_cache_may_be_read_only(
     mounted: Callable[..., Path], tmp_path: Path, environment: dict[str, str], ledger: Callable[..., Row]
 ) -> None:
     row = ledger("the cache is complete and read-only, and there is no home", "the run doesn't notice")
-    good = tiny.model_dir()
+    good = model_dir("tiny")
     shutil.copytree(good, tmp_path / "cache" / "models" / good.name)
     environment |= {"TTSI_CACHE": str(mounted(tmp_path / "cache")), "HOME": "/proc/none"}
     subprocess.run([sys.executable, "-c", STUDY], check=True, env=environment, stderr=subprocess.DEVNULL)
@@ -79,7 +79,7 @@ def test_there_is_no_home(environment: dict[str, str], ledger: Callable[..., Row
         "the home folder is missing and can't be made",
         "notebooks run all the same; where it is needed (no TTSI_CACHE), one line says so",
     )
-    environment |= {"HOME": "/proc/none", "TTSI_CACHE": str(tiny.model_dir().parents[1])}
+    environment |= {"HOME": "/proc/none", "TTSI_CACHE": str(model_dir("tiny").parents[1])}
     for name in ("XDG_CACHE_HOME", "JUPYTER_CONFIG_DIR", "MPLCONFIGDIR"):
         environment.pop(name, None)
     done = subprocess.run(NOTEBOOK, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -18,8 +18,9 @@ import psutil
 import pytest
 from ledger import Row
 
-from study.data import benchmarks, sources, tiny
+from study.data import benchmarks
 from study.data.judge import gold_calls
+from study.data.models import model_dir
 from ttsi import prompts, trainer
 from ttsi.calls import format_calls
 from ttsi.engines.base import Request
@@ -76,7 +77,7 @@ def test_nothing_grows(
         f"after {WARM}: memory within 2 %, file handles, threads and temporary files as many as then",
     )
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder = tiny.model_dir() if model == "tiny" else sources.model_dir(model)
+    folder = model_dir(model)
     # The prefix cache is bounded and fills for a while: small here, so that it is full when measuring begins.
     engine = TorchEngine(folder, dtype="float32", threads=1, prefix_limit=32 << 20)
     samples = short(engine, benchmarks.load("fixture"))
