@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import papermill
 import pytest
 
 from study import notebooks
@@ -102,16 +103,43 @@ def test_committed_outputs_are_those_of_the_committed_cells(path):
         ("benchmarks={'bfcl': 4, 'sealtool': None}", {"benchmarks": {"bfcl": 4, "sealtool": None}}),
         ("name='a b=c' n=None", {"name": "a b=c", "n": None}),
         ("profile=my/own.yaml", {"profile": "my/own.yaml"}),
+        ("a=[[1, 2], [3]] n=8", {"a": [[1, 2], [3]], "n": 8}),
+        ("b={'x': {'y': 1}}", {"b": {"x": {"y": 1}}}),
+        ("question='What\\'s new?' n=1", {"question": "What's new?", "n": 1}),
+        ('q="a ] b" r=(1, [2])', {"q": "a ] b", "r": (1, [2])}),
+        ("queries=[10**3, 10**4]", {"queries": [1000, 10000]}),
+        ("n=2*3 tau=-0.5", {"n": 6, "tau": -0.5}),
+        ("day=2024-01-02 range=1-2", {"day": "2024-01-02", "range": "1-2"}),
     ],
 )
 def test_read_parameters(text, expected):
     assert notebooks.read_parameters(text) == expected
 
 
-@pytest.mark.parametrize("text", ["benchmarks=[sealtool]", "n", "n = 8", "tau=[0.2", "n=8 'x'"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "benchmarks=[sealtool]",
+        "n",
+        "n = 8",
+        "tau=[0.2",
+        "n=8 'x'",
+        "a=[10**10**10]",
+        "q='open",
+        "b={**x}",
+        "c=(lambda: 1)",
+    ],
+)
 def test_what_cannot_be_read_is_refused(text):
     with pytest.raises(WrongParameter):
         notebooks.read_parameters(text)
+
+
+def test_every_default_can_be_given_as_it_is_printed():
+    for path in notebooks.notebooks():
+        for name, parameter in papermill.inspect_notebook(path).items():
+            given = notebooks.read_parameters(f"{name}={parameter['default']} last=1")
+            assert given.keys() == {name, "last"}, (path.stem, parameter)
 
 
 def test_parameters_are_never_run_as_code(tmp_path):

@@ -622,3 +622,65 @@ def test_a_real_model_teaches_through_an_endpoint(stub: Stub, connect: Any) -> N
     asked = len(stub.requests)
     again = synthesizer.synthesize(connect(decoding="openai"), queries, lambda _, a: a, sampling, retries=1)
     assert again == written and len(stub.requests) == asked
+
+
+# --- side fields and errors in a good status -----------------------------------------------------------------
+
+
+def choice(content: Any = "hello", **more: Any) -> dict[str, Any]:
+    return {"message": {"content": content}, "finish_reason": "stop", **more}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"choices": [choice()], "usage": {"prompt_tokens": 7}},
+        {"choices": [choice()], "usage": {"prompt_tokens": 7, "completion_tokens": None}},
+        {"choices": [choice()], "usage": {}},
+        {"choices": [choice()], "usage": None},
+        {"choices": [choice()], "usage": "free"},
+        {"choices": [choice()], "usage": [7]},
+        {"choices": [choice([{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}])]},
+        {
+            "choices": [
+                choice(
+                    [{"type": "thinking", "thinking": [{"text": "hm"}]}, {"type": "text", "text": "hello"}]
+                )
+            ]
+        },
+        {"choices": [choice(["hello"])]},
+        {"choices": [{"message": {"content": "hello"}}]},
+        {"choices": [choice(finish_reason=["stop"])]},
+        {"choices": [choice(logprobs={"content": "odd"}, error=None)], "error": None, "id": 5},
+    ],
+)
+def test_a_good_reply_is_kept_whatever_stands_beside_it(stub: Stub, connect: Any, answer: Any) -> None:
+    stub.answer = raw(json.dumps(answer).encode())
+    engine = connect()
+    assert texts(engine, "a") == ["hello"]
+    assert len(stub.requests) == 1
+    assert engine.usage.completion_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "requests"),
+    [
+        ({"error": {"code": 402, "message": "out of credit"}}, "out of credit", 1),
+        ({"error": {"code": "402", "message": "out of credit"}, "choices": []}, "out of credit", 1),
+        ({"error": {"code": "insufficient_quota", "message": "none"}}, "no quota", 1),
+        ({"error": {"code": "invalid_request_error", "message": "bad seed"}}, "bad seed", 1),
+        ({"choices": [choice("par", error={"code": 400, "message": "broke off"})]}, "broke off", 1),
+        ({"choices": [choice("par", finish_reason="error")]}, "without a reply", 3),
+        ({"error": {"code": 503, "message": "busy"}}, "busy", 3),
+        ({"error": {"message": "overloaded"}}, "overloaded", 3),
+        ({"error": "overloaded"}, "overloaded", 3),
+    ],
+)
+def test_an_error_in_a_good_status_is_a_failure_with_its_message(
+    stub: Stub, connect: Any, answer: Any, said: str, requests: int
+) -> None:
+    stub.answer = raw(json.dumps(answer).encode())
+    for _ in range(2):  # and never kept as a reply
+        with pytest.raises(EngineError, match=said):
+            texts(connect(attempts=3), "a")
+    assert len(stub.requests) == 2 * requests

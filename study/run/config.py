@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ttsi.types import PAPER_SAMPLING, Layout, LoraSettings, Sampling
 
@@ -211,10 +212,57 @@ class Profile(BaseModel):
 def load_profile(name: str, **overrides: Any) -> Profile:
     """The profile `profiles/<name>.yaml` (or the YAML file `name`), under overrides as in `Profile.under`.
 
-    Raises ValueError for an unknown profile or key.
+    Raises ValueError, in one line that names file and place, for an unknown profile or key, for what is no
+    profile, and for a key given twice.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.exists():
         known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
         raise ValueError(f"no profile {name!r}; there are {', '.join(known)}")
-    return Profile.model_validate({"name": path.stem, **yaml.safe_load(path.read_text())}).under(overrides)
+    try:
+        read = yaml.load(path.read_bytes(), _OneOfEach)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ValueError(f"{path}:{where} {what}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: can't be read: {error}".splitlines()[0]) from None
+    if not isinstance(read, dict) or not all(isinstance(key, str) for key in read):
+        said = "is empty" if read is None else "holds no keys with values"
+        raise ValueError(f"{path}: {said}; a profile names a model and benchmarks at least")
+    try:
+        return Profile.model_validate({"name": path.stem, **read}).under(overrides)
+    except ValidationError as error:
+        raise ValueError(f"{path.name}: {_problems(error)}") from None
+
+
+def _problems(error: ValidationError) -> str:
+    """What pydantic finds wrong, in one line; unknown keys with the one that may be meant."""
+    found = []
+    for problem in error.errors():
+        place = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(place, Profile.model_fields, 1)
+            meant = (
+                f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(Profile.model_fields)}"
+            )
+            found.append(f"no key {place!r}{meant}")
+        else:
+            said = problem["msg"].removeprefix("Value error, ").replace("\n", " ")
+            found.append(f"{place}: {said}" if place else said)
+    return "; ".join(found)
+
+
+class _OneOfEach(yaml.SafeLoader):
+    """Plain YAML, but a key that is given twice is an error, not the second value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value if isinstance(key.value, str) else id(key))
+        return super().construct_mapping(node, deep)

@@ -34,6 +34,10 @@ from ttsi.types import Generation, Sampling, Scored
 _LONGEST = 8 << 20  # bytes of one answer that are read
 _SHORTEST_KEY = 12  # characters; what is shorter is no secret but a placeholder, and may be a word
 _OWN_FIELDS = {"model", "messages", "stream", "n", "seed", "tools"}
+_FINAL = {
+    "insufficient_quota", "billing_hard_limit_reached", "invalid_api_key", "model_not_found",
+    "context_length_exceeded", "invalid_request_error", "content_filter", "content_policy_violation",
+}  # fmt: skip
 _PASSING = {408, 409, 425, 429}  # and all from 500 on: statuses that another try may mend
 
 
@@ -118,22 +122,40 @@ class _Message(BaseModel):
     content: str | None = None
     refusal: str | None = None
 
+    @field_validator("content", mode="before")
+    @classmethod
+    def _joined(cls, value: Any) -> Any:
+        """Parts of text as one; what a model thinks in parts of their own is no part of its reply."""
+        if not isinstance(value, list):
+            return value
+        texts = [p if isinstance(p, str) else p.get("text") for p in value if isinstance(p, str | dict)]
+        return "".join(text for text in texts if isinstance(text, str))
+
 
 class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
+    message: _Message = _Message()
+    finish_reason: Any = None
+    error: Any = None
 
 
 class _Tokens(BaseModel):
-    prompt_tokens: int = Field(ge=0, le=1_000_000)
-    completion_tokens: int = Field(ge=0, le=1_000_000)
+    prompt_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
+    completion_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
 
 
 class _Completion(BaseModel):
     """The part of an endpoint's answer that is read."""
 
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Tokens | None = None
+    choices: list[_Choice] = []
+    usage: _Tokens = _Tokens()
+    error: Any = None
+
+    @field_validator("usage", mode="before")
+    @classmethod
+    def _told(cls, value: Any) -> Any:
+        """A count that isn't told is estimated; a side field must not cost a reply."""
+        told = value if isinstance(value, dict) else {}
+        return {k: told.get(k) for k in _Tokens.model_fields if isinstance(told.get(k), int | float)}
 
 
 class _Reply(BaseModel):
@@ -396,7 +418,10 @@ class OpenAIEngine:
             answer = _Completion.model_validate_json(data)
         except ValidationError:
             raise _Passing("HTTP 200 without a reply that can be read") from None
-        choice = answer.choices[0]
+        choice = answer.choices[0] if answer.choices else _Choice(error=answer.error)
+        error = answer.error or choice.error
+        if error or not answer.choices or choice.finish_reason == "error":
+            raise self._failed(error)
         if choice.finish_reason == "content_filter":
             raise EngineError(f"{self.endpoint.host} withheld the reply (content filter)")
         text = self._without_key(choice.message.content or choice.message.refusal or "")
@@ -404,9 +429,20 @@ class OpenAIEngine:
         return _Reply(
             text=text,
             finished=choice.finish_reason != "length",
-            prompt_tokens=told.prompt_tokens if told else _estimate(json.dumps(body["messages"])),
-            completion_tokens=told.completion_tokens if told else _estimate(text),
+            prompt_tokens=_known(told.prompt_tokens, json.dumps(body["messages"])),
+            completion_tokens=_known(told.completion_tokens, text),
         )
+
+    def _failed(self, error: Any) -> EngineError:
+        """The failure that an error in an answer of HTTP 200 is: final where trying again is vain."""
+        data = json.dumps({"error": error}).encode()
+        numbers = [error.get(k) for k in ("code", "status")] if isinstance(error, dict) else []
+        status = next((s for n in numbers if str(n).isdecimal() and 400 <= (s := int(str(n))) < 600), 0)
+        code, said = _complaint(data)
+        if status or code in _FINAL:
+            return self._refused(status or 400, httpx.Headers(), data)
+        said = self._without_key(said)
+        return _Passing(f"HTTP 200 without a reply that can be read{said and f': {said}'}")
 
     # --- the key ----------------------------------------------------------------------------------------
 
@@ -473,6 +509,11 @@ def _retry_after(value: str) -> float:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, OverflowError):
         return 0.0
+
+
+def _known(count: int | None, text: str) -> int:
+    """A count of tokens, estimated from the text where it isn't told."""
+    return _estimate(text) if count is None else count
 
 
 def _estimate(text: str) -> int:
