@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from study.data.judge import gold_calls, judge
 from ttsi.calls import canonical, format_calls, parse_calls
-from ttsi.schemas import fits, schema_errors
+from ttsi.declared import fits, schema_errors
 from ttsi.types import AcceptedObject, Call, Gold, Message, Query, Sample, Tool
 
 BOOK = Tool(

@@ -1,4 +1,4 @@
-"""Conversations in the formats people have them in: nothing said is lost, nothing is repaired that isn't broken."""
+"""Conversations in the formats people have: nothing said is lost, nothing repaired that isn't broken."""
 
 from __future__ import annotations
 
@@ -15,24 +15,73 @@ SAID = '<tool_call>[{"name": "w", "arguments": {"city": "Oslo"}}]</tool_call>'
 ASK = {"role": "user", "content": "Oslo?"}
 
 TURNS: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
-    *[(f"role {r}", {"role": r, "content": "x"}, [("user", "x")]) for r in ("user", "system", "developer", "human")],
-    *[(f"role {r}", {"role": r, "content": "x"}, [("assistant", "x")]) for r in ("assistant", "model", "gpt", "bot")],
-    *[(f"role {r}", {"role": r, "content": "x"}, [("tool", "x")]) for r in ("tool", "function", "ipython", "observation")],
+    *[
+        (f"role {r}", {"role": r, "content": "x"}, [("user", "x")])
+        for r in ("user", "system", "developer", "human")
+    ],
+    *[
+        (f"role {r}", {"role": r, "content": "x"}, [("assistant", "x")])
+        for r in ("assistant", "model", "gpt", "bot")
+    ],
+    *[
+        (f"role {r}", {"role": r, "content": "x"}, [("tool", "x")])
+        for r in ("tool", "function", "ipython", "observation")
+    ],
     ("ShareGPT", {"from": "human", "value": "x"}, [("user", "x")]),
     ("upper case", {"role": "User", "content": "x"}, [("user", "x")]),
-    ("parts", {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, [("user", "a\nb")]),
+    (
+        "parts",
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        [("user", "a\nb")],
+    ),
     ("an empty result", {"role": "tool", "content": ""}, [("tool", "")]),
     ("a result of null", {"role": "tool", "content": None}, [("tool", "")]),
     ("an object as result", {"role": "tool", "content": {"t": 3}}, [("tool", '{"t": 3}')]),
-    ("a past call", {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": CALL}]}, [("assistant", SAID)]),
-    ("text and a call", {"role": "assistant", "content": "Let me see.", "tool_calls": [{"function": CALL}]}, [("assistant", f"Let me see.\n{SAID}")]),
+    (
+        "a past call",
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": CALL}]},
+        [("assistant", SAID)],
+    ),
+    (
+        "text and a call",
+        {"role": "assistant", "content": "Let me see.", "tool_calls": [{"function": CALL}]},
+        [("assistant", f"Let me see.\n{SAID}")],
+    ),
     ("an old call", {"role": "assistant", "content": "", "function_call": CALL}, [("assistant", SAID)]),
-    ("Anthropic's call", {"role": "assistant", "content": [{"type": "text", "text": "Hm."}, {"type": "tool_use", "id": "1", "name": "w", "input": {"city": "Oslo"}}]}, [("assistant", f"Hm.\n{SAID}")]),
-    ("Anthropic's result", {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "4 °C"}, {"type": "text", "text": "And Rome?"}]}, [("tool", "4 °C"), ("user", "And Rome?")]),
-    ("fenced data", {"role": "assistant", "content": '```json\n{"a": 1}\n```'}, [("assistant", '```json\n{"a": 1}\n```')]),
-    ("API-Bank's line", {"role": "user", "content": "Write:\nGenerate API Request:"}, [("user", "Write:\nGenerate API Request:")]),
+    (
+        "Anthropic's call",
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "text", "text": "Hm."},
+                {"type": "tool_use", "id": "1", "name": "w", "input": {"city": "Oslo"}},
+            ],
+        },
+        [("assistant", f"Hm.\n{SAID}")],
+    ),
+    (
+        "Anthropic's result",
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "1", "content": "4 °C"},
+                {"type": "text", "text": "And Rome?"},
+            ],
+        },
+        [("tool", "4 °C"), ("user", "And Rome?")],
+    ),
+    (
+        "fenced data",
+        {"role": "assistant", "content": '```json\n{"a": 1}\n```'},
+        [("assistant", '```json\n{"a": 1}\n```')],
+    ),
+    (
+        "API-Bank's line",
+        {"role": "user", "content": "Write:\nGenerate API Request:"},
+        [("user", "Write:\nGenerate API Request:")],
+    ),
     ("nothing said", {"role": "assistant", "content": ""}, []),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("turn", "want"), [t[1:] for t in TURNS], ids=[t[0] for t in TURNS])

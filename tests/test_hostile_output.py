@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from study.data import benchmarks
 from study.data.judge import judge
 from ttsi.calls import MAX_DEPTH, canonical, format_calls, parse_calls
-from ttsi.schemas import schema_errors
+from ttsi.declared import schema_errors
 from ttsi.types import Call, Gold, Message, Query, Sample, Tool
 
 MB = 1 << 20

@@ -18,9 +18,9 @@ from study.data.models import model_dir
 from study.run.config import load_profile
 from ttsi import estimator, prompts, synthesizer
 from ttsi.calls import format_calls
+from ttsi.declared import schema_errors
 from ttsi.engines.base import Request
 from ttsi.engines.torch import TorchEngine
-from ttsi.schemas import schema_errors
 from ttsi.seeds import seed_for
 from ttsi.trainer import Job, train
 from ttsi.types import LoraSettings, Sample, Sampling

@@ -25,8 +25,9 @@ from weakref import WeakKeyDictionary
 from ttsi import estimator, prompts, synthesizer
 from ttsi.calls import parse_calls, require_plain
 from ttsi.conversations import read_messages
+from ttsi.declared import schema_errors
 from ttsi.engines.base import Engine, Request
-from ttsi.schemas import BadField, read_tool, schema_errors
+from ttsi.schemas import BadField, read_tool
 from ttsi.seeds import seed_for
 from ttsi.types import (
     PAPER_SAMPLING,

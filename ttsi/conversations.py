@@ -47,7 +47,7 @@ def read_messages(query: Any, field: str = "query") -> Iterator[Message]:
 
 
 def _parts(content: Any, role: Role, past: list[Any], place: str) -> Iterator[tuple[Role, str]]:
-    """(role, text) of what a turn says; results of tools, which Anthropic has in user turns, by themselves."""
+    """(role, text) of what a turn says; results of tools, in user turns there, by themselves."""
     texts: list[str] = []
     for part in content if isinstance(content, list) else [content]:
         kind = part.get("type") if isinstance(part, dict) else None

@@ -10,8 +10,8 @@ import numpy as np
 
 from ttsi import prompts
 from ttsi.calls import answer_of, parse_calls
+from ttsi.declared import schema_errors
 from ttsi.engines.base import Engine, Request
-from ttsi.schemas import schema_errors
 from ttsi.types import Example, Layout, Query, Sampling, Synthesis
 
 # Labels stand at the start of a line, with or without Markdown around them; found in linear time.

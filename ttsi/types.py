@@ -95,7 +95,8 @@ class Query:
 class Sample:
     """A query with its gold calls.
 
-    `flags`: what is odd about the sample, e.g. `gold_issue`, `gold_tool_missing`, `duplicate`.
+    `flags`: what is odd about the sample: `gold_issue`, `gold_tool_missing`, `gold_coerced`, `duplicate`, or
+    `unknowable`: its gold needs a secret or an address that stands in no turn and no tool. It stays in n.
     `cluster`: the unit whose samples are not independent (conversation, domain); id if alone.
     """
 

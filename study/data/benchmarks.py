@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from study.data import fixture, sources
-from study.data.gold import read_gold
+from study.data.gold import read_gold, unknowable
 from ttsi.calls import require_plain
 from ttsi.conversations import read_messages
 from ttsi.schemas import BadField, read_tool
@@ -187,9 +187,11 @@ def _sample(raw: _Raw, benchmark: str, tool_order: str, seed: int, keep_componen
         cluster = f"apibank:{_hash(messages[0].content)[:12]}"
     elif benchmark == "nexusraven":
         cluster = f"nexusraven:{record.get('domain', tool_set[:12])}"
+    query = Query(raw.id, benchmark, messages, tuple(tools))
     flags = {"duplicate"} if raw.duplicate else set()
+    flags |= {"unknowable"} if any(unknowable(call, query) for call, _ in gold) else set()
     return Sample(
-        Query(raw.id, benchmark, messages, tuple(tools)),
+        query,
         tuple(call for call, _ in gold),
         frozenset(flags.union(*(odd for _, odd in gold))),
         cluster,
