@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite, isnan, nan, sqrt
+from math import inf, isnan, nan, sqrt
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,13 @@ from scipy import optimize, special
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
+LEVEL = 0.95  # of every interval
 RESAMPLES = 9999
 BOOTSTRAP_FROM_N = 50
 BOOTSTRAP_FROM_DISCORDANT = 10
 MIN_CLUSTERS = 30
 MIN_PER_CLASS = 10
+_Z = float(special.ndtri((1 + LEVEL) / 2))
 
 
 class TooFew(ValueError):
@@ -97,7 +99,7 @@ class BestTau:
     in_sample: Rates
 
 
-def wilson(successes: float, n: float, level: float = 0.95) -> Estimate:
+def wilson(successes: float, n: float) -> Estimate:
     """Share of successes with the Wilson score interval.
 
     A fractional count (sum of per-sample means over seeds) is allowed: the interval is then at most
@@ -108,7 +110,7 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Estimate:
         raise ValueError(f"{successes} successes of {n}")
     if n == 0:
         return Estimate(nan, 0.0, 1.0, 0, "Wilson")
-    z, share = _z(level), min(successes / n, 1.0)
+    z, share = _Z, min(successes / n, 1.0)
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     # At 0 and n the bound is exactly the share; rounding must not push it past.
@@ -116,7 +118,7 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Estimate:
     return Estimate(share, low, high, n, "Wilson")
 
 
-def paired(first: npt.ArrayLike, second: npt.ArrayLike, level: float = 0.95, seed: int = 0) -> Paired:
+def paired(first: npt.ArrayLike, second: npt.ArrayLike, seed: int = 0) -> Paired:
     """Second minus first arm on the same samples, with interval, counts and tests.
 
     `first`, `second`: correct or not, shape (samples,) or (samples, seeds); nan = not scored. A pair
@@ -136,29 +138,29 @@ def paired(first: npt.ArrayLike, second: npt.ArrayLike, level: float = 0.95, see
     gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
     p_by_seed = tuple(mcnemar(int((s > 0).sum()), int((s < 0).sum())) for s in by_seed.T)
     return Paired(
-        difference=_difference_interval(differences, level, seed),
+        difference=_difference_interval(differences, seed),
         gained=gained,
         lost=lost,
         p=p_by_seed[0] if len(p_by_seed) == 1 else sign_flip(differences, seed),
         p_by_seed=p_by_seed,
         # The variance of a paired difference is the mean square; at one seed that is the discordant share.
-        detectable=smallest_detectable(len(differences), float(np.mean(differences**2)), level=level),
+        detectable=smallest_detectable(len(differences), float(np.mean(differences**2))),
     )
 
 
-def _difference_interval(differences: Floats, level: float, seed: int) -> Estimate:
+def _difference_interval(differences: Floats, seed: int) -> Estimate:
     n, discordant = len(differences), int((differences != 0).sum())
     varies = differences.min() < differences.max()
     if n >= BOOTSTRAP_FROM_N and discordant >= BOOTSTRAP_FROM_DISCORDANT and varies:
         # Few values are distinct, so drawing how often each comes up is drawing the samples, only faster.
         values, counts = np.unique(differences, return_counts=True)
         draws = np.random.default_rng(seed).multinomial(n, counts / n, size=RESAMPLES)
-        low, high = np.quantile(draws @ values / n, [(1 - level) / 2, (1 + level) / 2])
+        low, high = np.quantile(draws @ values / n, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return Estimate(float(differences.mean()), float(low), float(high), n, "bootstrap")
-    return bonett_price(differences, level)
+    return bonett_price(differences)
 
 
-def bonett_price(differences: npt.ArrayLike, level: float = 0.95) -> Estimate:
+def bonett_price(differences: npt.ArrayLike) -> Estimate:
     """Mean paired difference with the Bonett–Price adjusted Wald interval, clipped to [−1, 1].
 
     `differences`: one per sample, in {−1, 0, 1} at one seed or [−1, 1] as a mean over seeds. One
@@ -171,7 +173,7 @@ def bonett_price(differences: npt.ArrayLike, level: float = 0.95) -> Estimate:
         raise ValueError("differences must be finite, in [−1, 1], and at least one")
     n = len(d) + 2
     centre = d.sum() / n
-    half = _z(level) * sqrt(((d**2).sum() + 2) / n - centre**2) / sqrt(n)
+    half = _Z * sqrt(((d**2).sum() + 2) / n - centre**2) / sqrt(n)
     return Estimate(
         float(d.mean()), max(centre - half, -1.0), min(centre + half, 1.0), len(d), "Bonett–Price"
     )
@@ -211,7 +213,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(p_values, map(float, adjusted), strict=True))
 
 
-def smallest_detectable(n: int, discordant: float, power: float = 0.8, level: float = 0.95) -> float:
+def smallest_detectable(n: int, discordant: float, power: float = 0.8) -> float:
     """Smallest true paired difference that McNemar's test finds with the given power; nan if none.
 
     `discordant`: share of samples on which the arms differ. Normal approximation (Connor 1987,
@@ -220,7 +222,7 @@ def smallest_detectable(n: int, discordant: float, power: float = 0.8, level: fl
     """
     if n < 1 or not 0 <= discordant <= 1:
         raise ValueError(f"n = {n}, discordant share {discordant}")
-    z_alpha, z_beta = _z(level), float(special.ndtri(power))
+    z_alpha, z_beta = _Z, float(special.ndtri(power))
 
     def excess(d: float) -> float:
         psi = max(discordant, d)
@@ -229,9 +231,7 @@ def smallest_detectable(n: int, discordant: float, power: float = 0.8, level: fl
     return float(optimize.brentq(excess, 1e-9, 1.0)) if excess(1.0) > 0 else nan
 
 
-def cluster_bootstrap(
-    values: npt.ArrayLike, clusters: Sequence[Hashable], level: float = 0.95, seed: int = 0
-) -> Estimate:
+def cluster_bootstrap(values: npt.ArrayLike, clusters: Sequence[Hashable], seed: int = 0) -> Estimate:
     """Mean of the values with a percentile interval from resampling whole clusters; seeded.
 
     `values`: one per sample (correct, or a paired difference); `clusters`: what each sample hangs
@@ -248,7 +248,7 @@ def cluster_bootstrap(
     sums, sizes = np.bincount(index, weights=v), np.bincount(index)
     k = len(order)
     draws = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), size=RESAMPLES)
-    tail = (1 - level) / 2
+    tail = (1 - LEVEL) / 2
     low, high = np.quantile((draws @ sums) / (draws @ sizes), [tail, 1 - tail])
     return Estimate(float(v.mean()), float(low), float(high), k, "cluster bootstrap")
 
@@ -294,7 +294,7 @@ def roc(margins: npt.ArrayLike, correct: npt.ArrayLike) -> Curve:
     return Curve(tau, fpr, tpr)
 
 
-def auc(margins: npt.ArrayLike, correct: npt.ArrayLike, seeds: int = 1, level: float = 0.95) -> Estimate:
+def auc(margins: npt.ArrayLike, correct: npt.ArrayLike, seeds: int = 1) -> Estimate:
     """Chance that a right answer has a larger margin than a wrong one (ties count half).
 
     1 = the margin tells right from wrong, 0.5 = it knows nothing. Interval: DeLong's variance
@@ -314,17 +314,17 @@ def auc(margins: npt.ArrayLike, correct: npt.ArrayLike, seeds: int = 1, level: f
     variance = float(seeds * (above.var(ddof=1) / len(sure) + below.var(ddof=1) / len(unsure)))
     n = len(m) / seeds
     if variance <= 0 or not 0 < value < 1:
-        low, high = _hanley_mcneil(value, len(sure) / seeds, len(unsure) / seeds, level)
+        low, high = _hanley_mcneil(value, len(sure) / seeds, len(unsure) / seeds)
         return Estimate(value, low, high, n, "Hanley–McNeil score")
-    half = _z(level) * sqrt(variance) / (value * (1 - value))
+    half = _Z * sqrt(variance) / (value * (1 - value))
     centre = np.log(value / (1 - value))
     low, high = (float(1 / (1 + np.exp(-x))) for x in (centre - half, centre + half))
     return Estimate(value, low, high, n, "DeLong, logit")
 
 
-def _hanley_mcneil(value: float, n_right: float, n_wrong: float, level: float) -> tuple[float, float]:
+def _hanley_mcneil(value: float, n_right: float, n_wrong: float) -> tuple[float, float]:
     """Bounds where the observed AUC is just not rejected, under the exponential model's variance."""
-    z = _z(level)
+    z = _Z
 
     def variance(t: float) -> float:
         q1, q2 = t / (2 - t), 2 * t**2 / (1 + t)
@@ -344,22 +344,20 @@ def _hanley_mcneil(value: float, n_right: float, n_wrong: float, level: float) -
     return (bound(0.0, -1) if value > 0 else 0.0), (bound(1.0, 1) if value < 1 else 1.0)
 
 
-def rates(
-    margins: npt.ArrayLike, correct: npt.ArrayLike, tau: float, seeds: int = 1, level: float = 0.95
-) -> Rates:
+def rates(margins: npt.ArrayLike, correct: npt.ArrayLike, tau: float, seeds: int = 1) -> Rates:
     """TPR, FPR, J, F1 and share flagged by `margin < tau`, with intervals.
 
     TPR, FPR: Wilson; J: Newcombe's (1998, method 10) from those two. `seeds`: rows per sample,
     counts are divided by it. Raises like `roc`; whether ten of each are there is the caller's question.
     """
     m, right = _margins(margins, correct)
-    return _rates(m < tau, right, tau, seeds, level)
+    return _rates(m < tau, right, tau, seeds)
 
 
-def _rates(flagged: Bools, right: Bools, tau: float, seeds: int, level: float) -> Rates:
+def _rates(flagged: Bools, right: Bools, tau: float, seeds: int) -> Rates:
     wrong_flagged, right_flagged = (flagged & ~right).sum() / seeds, (flagged & right).sum() / seeds
     n_wrong, n_right = (~right).sum() / seeds, right.sum() / seeds
-    tpr, fpr = wilson(wrong_flagged, n_wrong, level), wilson(right_flagged, n_right, level)
+    tpr, fpr = wilson(wrong_flagged, n_wrong), wilson(right_flagged, n_right)
     j = tpr.value - fpr.value
     below = sqrt((tpr.value - tpr.low) ** 2 + (fpr.high - fpr.value) ** 2)
     above = sqrt((tpr.high - tpr.value) ** 2 + (fpr.value - fpr.low) ** 2)
@@ -370,7 +368,7 @@ def _rates(flagged: Bools, right: Bools, tau: float, seeds: int, level: float) -
         fpr=fpr,
         j=Estimate(j, j - below, j + above, n_wrong + n_right, "Newcombe"),
         f1=float(2 * wrong_flagged / size) if size else nan,
-        uncertain=wilson(wrong_flagged + right_flagged, n_wrong + n_right, level),
+        uncertain=wilson(wrong_flagged + right_flagged, n_wrong + n_right),
     )
 
 
@@ -381,7 +379,6 @@ def best_tau(
     folds: int = 5,
     seed: int = 0,
     seeds: int = 1,
-    level: float = 0.95,
 ) -> BestTau:
     """The threshold of highest J, honestly (out of fold, by cluster) and in sample; see `BestTau`.
 
@@ -405,8 +402,8 @@ def best_tau(
         tau = _peak(m[train], right[train])
         taus.append(tau)
         flagged[held_out] = m[held_out] < tau
-    out_of_fold = _rates(flagged, right, float(np.median(taus)), seeds, level)
-    return BestTau(tuple(taus), out_of_fold, rates(m, right, _peak(m, right), seeds, level))
+    out_of_fold = _rates(flagged, right, float(np.median(taus)), seeds)
+    return BestTau(tuple(taus), out_of_fold, rates(m, right, _peak(m, right), seeds))
 
 
 def _peak(margins: Floats, right: Bools) -> float:
@@ -430,9 +427,3 @@ def _margins(margins: npt.ArrayLike, correct: npt.ArrayLike) -> tuple[Floats, Bo
     if right.all() or not right.any():
         raise TooFew(f"too few: {right.sum()} right, {(~right).sum()} wrong")
     return m, right
-
-
-def _z(level: float) -> float:
-    if not (isfinite(level) and 0 < level < 1):
-        raise ValueError(f"level {level}")
-    return float(special.ndtri((1 + level) / 2))

@@ -47,26 +47,18 @@ Lesson = tuple[Prompt, str]
 
 def tokenizer(texts: Sequence[str], vocabulary: int = 1024) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on `texts`, with ChatML's control tokens and chat template."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    core, alphabet = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel.alphabet()
+    words = pre_tokenizers.Split(Regex(_WORDS), "isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.pre_tokenizer = pre_tokenizers.Sequence([words, as_bytes])
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=_CONTROLS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=vocabulary, special_tokens=_CONTROLS, initial_alphabet=alphabet, show_progress=False
     )
     core.train_from_iterator([*texts, "system user assistant tool"], trainer)
+    pad, start, end = _CONTROLS
     fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=core,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>"],
+        tokenizer_object=core, eos_token=end, pad_token=pad, additional_special_tokens=[start]
     )
     fast.chat_template = CHATML
     return fast
@@ -139,18 +131,13 @@ def _build(folder: Path, seed: int) -> None:
     model.save_pretrained(folder)
 
 
-_Ids = tuple[int, ...]
-_Row = tuple[_Ids, _Ids, int]
-"""Token ids of a system turn, those behind it, and how many of them at the end are labels."""
+_Row = tuple[tuple[int, ...], int, int]
+"""Token ids, how many of them are the system turn, and how many at the end are labels."""
 
 
 def _rows(taught: Sequence[Lesson], chat: Chat) -> list[_Row]:
-    rows = []
-    for prompt, reply in taught:
-        whole = chat.encode(prompt, reply=reply)
-        labels = len(chat.continuation("", reply)[0]) + 1
-        rows.append((whole.ids[: whole.prefix], whole.ids[whole.prefix :], labels))
-    return rows
+    whole = ((chat.encode(prompt, reply=reply), reply) for prompt, reply in taught)
+    return [(w.ids, w.prefix, len(chat.continuation("", reply)[0]) + 1) for w, reply in whole]
 
 
 def _fit(model: LlamaForCausalLM, answers: list[_Row], examples: list[_Row], rng: random.Random) -> None:
@@ -165,12 +152,11 @@ def _fit(model: LlamaForCausalLM, answers: list[_Row], examples: list[_Row], rng
     for step in range(_STEPS):
         taught, size = (examples, _BATCH // 2) if rng.random() < 1 / 3 else (answers, _BATCH)
         if step > _STEPS // 2 and step % 2:
-            prefix = rng.choice(taught)[0]
-            rows = rng.choices([r for r in taught if r[0] == prefix], k=size)
-            loss = _loss(model, prefix, [(tail, labels) for _, tail, labels in rows])
+            ids, prefix, _ = rng.choice(taught)
+            rows = rng.choices([r for r in taught if r[0][: r[1]] == ids[:prefix]], k=size)
+            loss = _loss(model, rows, prefix)
         else:
-            rows = rng.choices(taught, k=size)
-            loss = _loss(model, (), [((*prefix[-_STUB:], *tail), labels) for prefix, tail, labels in rows])
+            loss = _loss(model, [(ids[at - _STUB :], 0, n) for ids, at, n in rng.choices(taught, k=size)])
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -178,16 +164,15 @@ def _fit(model: LlamaForCausalLM, answers: list[_Row], examples: list[_Row], rng
         cycle.step()
 
 
-def _loss(model: LlamaForCausalLM, prefix: _Ids, rows: Sequence[tuple[_Ids, int]]) -> Tensor:
-    """Mean loss (nats) on the last tokens of each row behind a common prefix, which gets no gradient."""
-    past = DynamicCache()
+def _loss(model: LlamaForCausalLM, rows: Sequence[_Row], prefix: int = 0) -> Tensor:
+    """Mean loss (nats) on the rows' labels; a common prefix of so many tokens gets no gradient."""
+    past, ids = DynamicCache(), [torch.tensor(row[prefix:]) for row, *_ in rows]
     if prefix:
         with torch.no_grad():
-            model.model(input_ids=torch.tensor([prefix]), past_key_values=past)
+            model.model(input_ids=torch.tensor([rows[0][0][:prefix]]), past_key_values=past)
         past.batch_repeat_interleave(len(rows))
-    width = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row, _ in rows])
-    hidden = model.model(input_ids=ids, past_key_values=past).last_hidden_state
-    places = [(i, at) for i, (row, labels) in enumerate(rows) for at in range(len(row) - labels, len(row))]
-    row, at = torch.tensor(places).T
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden[row, at - 1]), ids[row, at])
+    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+    hidden = model.model(input_ids=padded, past_key_values=past).last_hidden_state
+    ends = [(i, len(row), labels) for i, (row, (*_, labels)) in enumerate(zip(ids, rows, strict=True))]
+    row, at = torch.tensor([(i, place) for i, end, n in ends for place in range(end - n, end)]).T
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[row, at - 1]), padded[row, at])

@@ -37,7 +37,6 @@ from study.analysis.tables.results import (
 )
 
 PRIMARY = ("sealtool", "direct", "tt_si")
-TABLE1_ARMS = ("base", "tt_si", "tt_d")
 
 COUNTS = ["seeds", "n", "errors", "computed", "loaded", "pairs", "gained", "lost"]
 COLUMNS = [
