@@ -78,7 +78,7 @@ def parse_calls(text: str, only_tagged: bool = False) -> Parsed:
         elif start and not only_tagged:
             form, calls = _untagged(text)
         elif start or not _TAG.search(text):
-            return Parsed((), "no_call", "bare" if start else "none")
+            return Parsed((), "no_call", _form(text, start.start()) if start else "none")
         else:
             raise ValueError("a tag without a call")
     except BrokenJSON as error:
@@ -271,16 +271,15 @@ def _untagged(text: str) -> tuple[Form, list[Call]]:
 
     Raises BrokenJSON for a broken call; beside good ones only if it has arguments, or is cut.
     """
-    form, calls, broken = None, [], ""
+    form, calls, broken = None, list[Call](), ""
     position, effort = (
         0,
         256 * len(text) + 100_000,
     )  # an error counts the lines before it: not to be had often
-    blank = len(text) - len(text.lstrip())
+    blank, first = len(text) - len(text.lstrip()), None
     while start := _JSON_START.search(text, position):
-        found: Form = (
-            "fenced" if _FENCE.search(text[max(0, start.start() - 40) : start.start()].rstrip()) else "bare"
-        )
+        found = _form(text, start.start())
+        first = first or found
         try:
             value, position = _decode(text, start.start())
         except json.JSONDecodeError as error:
@@ -308,7 +307,12 @@ def _untagged(text: str) -> tuple[Form, list[Call]]:
             raise BrokenJSON(str(error), found) from error
     if broken and not calls:
         raise BrokenJSON(broken, form or "bare")
-    return form or "none", calls
+    return form or first or "none", calls
+
+
+def _form(text: str, start: int) -> Form:
+    """How JSON that begins there is written: in a code fence, or bare."""
+    return "fenced" if _FENCE.search(text[max(0, start - 40) : start].rstrip()) else "bare"
 
 
 def _arguments(value: Any) -> dict[str, Any]:
