@@ -47,7 +47,7 @@ def main() -> None:
     asked = parser.parse_args()
 
     tools = json.loads(asked.tools.read_text()) if asked.tools else TOOLS
-    answer = Agent(model_dir(asked.model), tools, tau=asked.tau).call(asked.question)
+    answer = Agent(model_dir(asked.model), tools, tau=asked.tau, required=True).call(asked.question)
 
     print(f"H  margin {answer.margin:.3f}: {'uncertain' if answer.uncertain else 'certain'} at {answer.tau}")
     for name, log_prob in answer.log_probs.items():

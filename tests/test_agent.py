@@ -268,6 +268,20 @@ def test_wrong_tools_are_found_before_a_model_is_loaded() -> None:
         Agent("no-such-model", [{"name": "f"}]).call("Hello")
 
 
+@pytest.mark.parametrize("tau", [0.0, 2.0])
+def test_a_call_is_required_only_if_one_says_so(engine: TorchEngine, tau: float) -> None:
+    asked = "Reply with a joke."
+    free, called = (agent(engine, TRAVEL, tau=tau, required=r).call(asked) for r in (False, True))
+    assert called.text.startswith(prompts.OPENING)
+    assert free.margin == called.margin  # H scores behind the opening anyway
+    query = agent(engine, TRAVEL).open(asked).query
+    request = Request(prompts.act(query), opening=prompts.OPENING)
+    if tau == 0:
+        assert called.text == engine.generate([request], SHORT["answering"])[0][0].text
+    other = agent(engine, TRAVEL, tau=0, layout="paper").call(asked)
+    assert other.log_probs != free.log_probs  # another prompt
+
+
 def test_importing_it_is_cheap() -> None:
     code = (
         "import sys, ttsi; assert not [m for m in sys.modules if m.startswith('ttsi.')]; "

@@ -35,6 +35,7 @@ from ttsi.types import (
     Example,
     Fit,
     Generation,
+    Layout,
     LoraSettings,
     Message,
     Query,
@@ -95,6 +96,8 @@ class Agent:
     inner part alone, or flat parameters; a `Tool` does too.
     tau: 0 never adapts; above 1, always. k: synthetic examples per question. writer: an engine that writes
     them instead of the model itself (TT-D), e.g. an `OpenAIEngine`.
+    required: the reply begins as a call does, as a chat API has it with `tool_choice="required"`; else it may
+    be words. layout: how the question is put, see `prompts`.
     answering, writing: decoding of answers (greedy) and of syntheses (the paper's).
     The same question, tools and seed give the same answer.
 
@@ -117,10 +120,14 @@ class Agent:
         answering: Sampling | None = None,
         writing: Sampling = PAPER_SAMPLING,
         writer: Engine | None = None,
+        required: bool = False,
+        layout: Layout = "native",
         seed: int = 0,
         dtype: str = "auto",
     ) -> None:
         self.tau, self.k, self.retries, self.seed = tau, k, retries, seed
+        self.layout: Layout = layout
+        self.opening = prompts.opening(layout) if required else ""
         self.lora = replace(lora or LoraSettings(), mode=mode)
         self.answering, self.writing = replace(answering or Sampling(), n=1), replace(writing, n=1)
         self.tools = [_tool(t) for t in tools]
@@ -174,7 +181,7 @@ class Live:
     def certainty(self) -> Uncertainty:
         """H: the margin over the tools, and their log-probabilities (nats)."""
         with self._stage("h") as engine:
-            return estimator.estimate(engine, self.query)
+            return estimator.estimate(engine, self.query, layout=self.agent.layout)
 
     @cached_property
     def synthesis(self) -> Synthesis:
@@ -182,7 +189,13 @@ class Live:
         a = self.agent
         with self._stage("g", a.writer is a.engine):
             return synthesizer.synthesize(
-                a.writer, [self.query], self._attempt_seed, a.writing, k=a.k, retries=a.retries
+                a.writer,
+                [self.query],
+                self._attempt_seed,
+                a.writing,
+                k=a.k,
+                retries=a.retries,
+                layout=a.layout,
             )[0]
 
     @cached_property
@@ -192,7 +205,8 @@ class Live:
             return None
         from ttsi import trainer
 
-        job = trainer.job(self.query.tools, self.synthesis.examples, self._seed("adapter"))
+        seed, layout = self._seed("adapter"), self.agent.layout
+        job = trainer.job(self.query.tools, self.synthesis.examples, seed, layout)
         with self._stage("t") as engine:
             return trainer.fit(engine, [job], self.agent.lora)[0]
 
@@ -245,7 +259,8 @@ class Live:
         # The base answer, where it is there already, is what the adapted one mostly repeats.
         draft = self.before.tokens if adapter and "before" in vars(self) else ()
         seed = self._seed("answer")
-        request = Request(prompts.act(self.query), seed, adapter=adapter, draft=draft, lookup=True)
+        prompt = prompts.act(self.query, self.agent.layout)
+        request = Request(prompt, seed, self.agent.opening, adapter, draft=draft, lookup=True)
         with self._stage(stage) as engine:
             return engine.generate([request], self.agent.answering)[0][0]
 
