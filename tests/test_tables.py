@@ -759,3 +759,38 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
     with pytest.raises(OSError, match="no space"):
         tables.write(path, b"new")
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
+
+
+# --- layouts, and what nobody can know -------------------------------------------------------------------
+
+
+def row(sample: str, correct: bool, **more: object) -> dict[str, object]:
+    base: dict[str, object] = {
+        "benchmark": "b",
+        "sample": sample,
+        "seed": 0,
+        "arm": "base",
+        "mode": "none",
+        "variant": "",
+    }
+    base |= {"inference": "direct", "status": "ok", "flags": "", "form": "bare"}
+    return {**base, "correct": correct, **more}
+
+
+def test_layouts_compare_on_samples_that_were_asked_in_every_way() -> None:
+    rows = [row(str(i), i < 3, way="native", form="tagged") for i in range(6)]
+    rows += [row(str(i), i == 0, way="paper", form="fenced" if i else "none") for i in range(4)]
+    rows += [row("5", True, way="paper", status="error"), row("0", True, way="paper", inference="majority")]
+    table = tables.layouts(pd.DataFrame(rows)).set_index("way")
+    assert list(table["n"]) == [4, 4]
+    assert list(table["accuracy"]) == [75.0, 25.0]
+    assert table.loc["paper", ["tagged", "fenced", "bare", "none"]].tolist() == [0.0, 75.0, 0.0, 25.0]
+    assert (table["low"] < table["accuracy"]).all() and (table["accuracy"] < table["high"]).all()
+
+
+def test_accuracy_without_what_nobody_can_know() -> None:
+    rows = [row(str(i), i == 0, flags="duplicate,unknowable" if i > 1 else "duplicate") for i in range(4)]
+    rows += [row("9", True, variant="other"), row("9", True, inference="majority")]
+    table = tables.knowable(pd.DataFrame(rows)).set_index("samples")
+    assert table.loc["all", ["n", "accuracy"]].tolist() == [4, 25.0]
+    assert table.loc["knowable", ["n", "accuracy"]].tolist() == [2, 50.0]

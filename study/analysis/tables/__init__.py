@@ -27,7 +27,13 @@ from study.analysis.tables.cost import (
     prices,
     table_cost,
 )
-from study.analysis.tables.data import data_counts, gold_positions, gold_positions_reading
+from study.analysis.tables.data import (
+    data_counts,
+    gold_positions,
+    gold_positions_reading,
+    knowable,
+    layouts,
+)
 from study.analysis.tables.estimator import (
     CURVE_COLUMNS,
     ESTIMATORS,
@@ -139,7 +145,9 @@ __all__ = [
     "good_and_bad",
     "in_order",
     "joined",
+    "knowable",
     "label",
+    "layouts",
     "markdown",
     "methods_caption",
     "methods_reading",

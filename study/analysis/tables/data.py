@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import pandas as pd
 
+from study.analysis import statistics
 from study.analysis.tables.layout import in_order, label, rows_of
 
 ORDERS = {"gold_at_original": "original", "gold_at": "shuffled"}
@@ -64,3 +66,36 @@ def gold_positions_reading(positions: pd.DataFrame) -> str:
         f"{r['first']} of {r['n']} samples; chance would put it there in {r['chance']:.0f}."
         for r in rows_of(positions[positions["n"] > 0])
     )
+
+
+def layouts(records: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy of base (%, Wilson) and the forms of its replies, per benchmark and `way` of asking.
+
+    Only samples that were answered in every way count, so that the rows of a benchmark compare.
+    """
+    answered = records[(records["status"] == "ok") & (records["inference"] == "direct")]
+    answered = answered.reset_index(drop=True)
+    ways = answered.groupby("benchmark")["way"].transform("nunique")
+    shared = answered.groupby(["benchmark", "sample"])["way"].transform("nunique") == ways
+    return _shares(answered[shared], ["benchmark", "way"], ["tagged", "fenced", "bare", "none"])
+
+
+def knowable(records: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy (%, Wilson) with and without the samples whose gold nobody can know, per benchmark and arm."""
+    answered = records[(records["status"] == "ok") & (records["variant"] == "")]
+    hidden = answered["flags"].str.split(",").map(lambda flags: "unknowable" in flags)
+    parts = [answered.assign(samples="all"), answered[~hidden].assign(samples="knowable")]
+    keys = ["benchmark", "arm", "mode", "inference", "samples"]
+    both = pd.concat(parts, ignore_index=True)
+    return _shares(both[both["inference"] == "direct"], keys)
+
+
+def _shares(records: pd.DataFrame, keys: list[str], forms: Sequence[str] = ()) -> pd.DataFrame:
+    rows = []
+    for key, group in records.groupby(keys, sort=False):
+        seeds = group["seed"].nunique()
+        right = statistics.wilson(float(group["correct"].astype(bool).sum()) / seeds, len(group) / seeds)
+        row = {**dict(zip(keys, key, strict=True)), "n": round(len(group) / seeds)}
+        row |= {"accuracy": 100 * right.value, "low": 100 * right.low, "high": 100 * right.high}
+        rows.append(row | {f: 100 * float((group["form"] == f).mean()) for f in forms})
+    return pd.DataFrame(rows, columns=[*keys, "n", "accuracy", "low", "high", *forms])
