@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from study.data import benchmarks
 from study.data.judge import judge
-from ttsi.calls import format_calls, parse_calls, read_calls
+from ttsi.call_forms import read_calls
+from ttsi.calls import format_calls, parse_calls
 from ttsi.synthesizer import Unreadable, read_example
 from ttsi.types import Call, Message, Query, Tool
 
@@ -47,6 +48,11 @@ WRITTEN = {
     "Hammer": {"tool_calls": [{"name": "w", "arguments": {"city": "Oslo"}}]},
     "old OpenAI": {"function_call": {"name": "w", "arguments": BARE}},
     "Bedrock": {"toolUse": {"toolUseId": "t", "name": "w", "input": {"city": "Oslo"}}},
+    "a function beside its arguments": {"function": {"name": "w"}, "arguments": {"city": "Oslo"}},
+    "toolInput": {"toolName": "w", "toolInput": {"city": "Oslo"}},
+    "Arguments": {"name": "w", "Arguments": {"city": "Oslo"}},
+    "arguments_json": {"name": "w", "arguments_json": BARE},
+    "text beside": [{"type": "text", "text": "Hm."}, {"type": "tool_use", "name": "w", "input": {"city": "Oslo"}}],
     "a thought beside": {"thought": "Oslo it is.", "name": "w", "arguments": {"city": "Oslo"}},
     "null beside": {"name": "w", "arguments": {"city": "Oslo"}, "parameters": None},
 }  # fmt: skip
@@ -70,6 +76,9 @@ def test_every_form_in_every_dress(form: str, around: str) -> None:
         '{"name": "w", "arguments": "Oslo"}',
         '{"name": "w", "arguments": 5}',
         '{"arguments": {"city": "Oslo"}}',
+        '{"name": "w", "payload": "{\\"city\\": \\"Oslo\\"}"}',
+        '{"function": {"name": "w", "arguments": {"city": "Rome"}}, "arguments": {"city": "Oslo"}}',
+        '{"name": "w", "tool_input": {"city": "Oslo"}, "toolInput": {"city": "Rome"}}',
         '{"name": null, "arguments": {}}',
     ],
 )
@@ -120,7 +129,14 @@ def test_reasoning_belongs_to_no_answer(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [f"<think>{DRAFT}", f"{GOOD}</think>", "<think>a</think> Sorry.", f"{GOOD}</think>No."]
+    "text",
+    [
+        f"Okay <think>maybe {DRAFT}",
+        f"<think>{DRAFT}",
+        f"{GOOD}</think>",
+        "<think>a</think> Sorry.",
+        f"{GOOD}</think>No.",
+    ],
 )
 def test_a_draft_is_no_call(text: str) -> None:
     assert calls(text) == "no_call"
@@ -147,11 +163,17 @@ def test_an_end_tag_in_a_string_ends_nothing() -> None:
         '```json\n{"name": "w", "description": "", "parameters": {"type": "object", "properties": {}}}\n```',
         "It is {'x'} and <tool_call> is a tag.",
         'Try {"action": "saved"}.',
+        '{"id": 1, "name": "Alice"}',
+        '{"name": "my-app", "type": "module"}',
+        '{"name": "a", "status": "ok"}',
+        "No tool fits. I won't use <tool_call> here.",
+        "Use <tool_call>…</tool_call>.",
+        'Result {"x": NaN}.',
+        'Set {"x": 1, "x": 2}.',
     ],
 )
 def test_data_is_no_call(text: str) -> None:
-    if "<tool_call>" not in text:
-        assert calls(text) == "no_call"
+    assert calls(text) == "no_call"
     assert calls(f"{GOOD}\n{text}") == (OSLO,)
 
 
@@ -185,6 +207,15 @@ def test_prose_spoils_no_call(form: str, prose: str) -> None:
     "text",
     [
         f"{GOOD} {GOOD[:-3]}",
+        f'{GOOD} {{"id": "c1", "name": "w", "arguments": {{"city": "O',
+        '{"id": 1, "name": "w", "arguments": {"x": }}',
+        '{"thought": "hm", "name": "w", "arguments": {"city": "Oslo"',
+        'w({"city": "Oslo"})',
+        '<function=w>{"city": "Oslo"}</function>',
+        '[TOOL_CALLS]w{"city": "Oslo"}',
+        'Action: w\nAction Input: {"city": "Oslo"}',
+        '{name: "w", "arguments": {"city": "Oslo"}}',
+        '{“name”: “w”, "arguments": {"city": "Oslo"}}',
         f"{GOOD}\n{{'name': 'w', 'arguments': {{'city': 'Rome'}}}}",
         f"<tool_call>{GOOD}</tool_call><tool_call>{GOOD[:-2]}</tool_call>",
         f"<tool_call>{GOOD}</tool_call>\n<tool_call>w(city=1)</tool_call>",

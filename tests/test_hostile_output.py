@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from study.data import benchmarks
 from study.data.judge import judge
-from ttsi.calls import MAX_DEPTH, canonical, format_calls, parse_calls
+from ttsi.calls import canonical, format_calls, parse_calls
 from ttsi.declared import schema_errors
+from ttsi.strict_json import MAX_DEPTH
 from ttsi.types import Call, Gold, Message, Query, Sample, Tool
 
 MB = 1 << 20
@@ -126,6 +127,16 @@ MEGABYTES: dict[str, Callable[[], str]] = {
     "escapes": lambda: wrap('"' + "\\u00e9" * (MB // 6) + '"'),
     "surrogates": lambda: wrap('"' + "\\ud800" * (MB // 6) + '"'),
     "quotes": lambda: '{"' * (MB // 2),
+    "single quotes": lambda: "{'" * (MB // 2),
+    "lists of single quotes": lambda: "[{'" * (MB // 3),
+    "thoughts": lambda: "<think>" * (MB // 7),
+    "ends of thoughts": lambda: "</think>" * (MB // 8),
+    "ends in broken JSON": lambda: "{'</think>" * (MB // 10),
+    "ends in open strings": lambda: '{"a":"</think>' * (MB // 14),
+    "tags in broken JSON": lambda: "{'<tool_call>" * (MB // 13),
+    "broken JSON between pairs": lambda: '<tool_call>{"name":"find"}</tool_call>{\'' * (MB // 41),
+    "prose between calls": lambda: '{\'x\'} {"name":"find"} ' * (MB // 24),
+    "names in open lists": lambda: '{"name":[' * (MB // 9),
 }
 
 

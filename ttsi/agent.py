@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 from ttsi import estimator, prompts, synthesizer
-from ttsi.calls import parse_calls, require_plain
+from ttsi.calls import parse_calls
 from ttsi.conversations import read_messages
 from ttsi.declared import schema_errors
 from ttsi.engines.base import Engine, Request
 from ttsi.schemas import BadField, read_tool
 from ttsi.seeds import seed_for
+from ttsi.strict_json import require_plain
 from ttsi.types import (
     PAPER_SAMPLING,
     Call,

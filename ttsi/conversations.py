@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from ttsi.calls import format_calls, read_calls
+from ttsi.call_forms import read_calls
+from ttsi.calls import format_calls
 from ttsi.schemas import BadField
 from ttsi.types import Message, Role
 

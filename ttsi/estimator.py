@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from ttsi import prompts
+from ttsi.call_forms import ARGUMENT_KEYS, NAME_KEYS, fold, pattern
 from ttsi.calls import parse_calls
 from ttsi.engines.base import Engine, EngineError
 from ttsi.seeds import seed_for
@@ -22,8 +23,7 @@ from ttsi.types import Generation, Layout, Query, Scored, Tool, Uncertainty
 Candidate = Literal["name", "name+opening"]
 Part = Literal["name", "keys", "values"]
 
-NAME_KEYS, ARGUMENT_KEYS = ("name",), ("arguments",)
-_NAMED = re.compile(rf'"(?:{"|".join(NAME_KEYS)})"\s*:\s*"')
+_NAMED = re.compile(rf'"(?:{pattern(NAME_KEYS)})"\s*:\s*"', re.I)
 _JSON = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+', re.DOTALL)
 
 
@@ -137,7 +137,7 @@ def _spans(text: str, start: int) -> Iterator[tuple[int, int, Part]]:
         elif word in ",:":
             at_key = word == ","
         elif inside in ("call", "arguments") and at_key:
-            key = word.strip('"')
+            key = fold(word.strip('"'))
         elif inside == "call" and key in NAME_KEYS:
             yield first, end, "name"
         elif inside == "arguments" or (inside == "call" and key in ARGUMENT_KEYS):

@@ -11,9 +11,9 @@ from typing import Any, Literal, cast, get_args
 
 from study.data import fixture, sources
 from study.data.gold import read_gold, unknowable
-from ttsi.calls import require_plain
 from ttsi.conversations import read_messages
 from ttsi.schemas import BadField, read_tool
+from ttsi.strict_json import require_plain
 from ttsi.types import Query, Sample
 
 FILES = {

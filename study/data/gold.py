@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ttsi.calls import read_calls, require_plain
+from ttsi.call_forms import read_calls
 from ttsi.declared import Declared
+from ttsi.strict_json import require_plain
 from ttsi.types import AcceptedObject, Call, Gold, Query, Tool
 
 _SECRET = re.compile(r"(?:\b|_|api|access)(?:key|token|secret|password|passwd|credential)s?(?:\b|_)", re.I)

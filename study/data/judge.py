@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from ttsi.calls import parse_calls, spelled
+from ttsi.calls import parse_calls
 from ttsi.declared import Declared
+from ttsi.strict_json import spelled
 from ttsi.types import AcceptedObject, Call, Code, Gold, Sample, Verdict
 
 Rule = Literal["schema", "string", "bfcl"]

@@ -63,7 +63,8 @@ class Chat:
         return text
 
     def _render(self, prompt: Prompt, reply: str | None = None) -> str:
-        turns = [{"role": "system", "content": self._guard(prompt.system)}] if prompt.system else []
+        turns = [{"role": "system", "content": self._guard(prompt.system)}]
+        turns = turns if prompt.system or not prompt.tools else []
         turns += [{"role": m.role, "content": self._guard(m.content)} for m in prompt.messages]
         tools = [{"type": "function", "function": json.loads(self._guard(tool))} for tool in prompt.tools]
         text: str = self.tokenizer.apply_chat_template(
