@@ -26,7 +26,7 @@ from ttsi import prompts
 from ttsi.calls import format_calls
 from ttsi.engines.base import EngineError, Prompt, Request
 from ttsi.engines.cache import KeyValues, PrefixCache
-from ttsi.engines.drafts import propose
+from ttsi.engines.decoding import propose
 from ttsi.engines.torch import TorchEngine
 from ttsi.types import Call, LoraSettings, Message, Sampling, Tool
 

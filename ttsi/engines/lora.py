@@ -232,23 +232,27 @@ class LoraLayers:
         b = [torch.zeros(layer.base.out_features, settings.rank) for layer in self.layers]
         return Adapter(tuple(t.to(device) for t in a), tuple(t.to(device) for t in b), settings)
 
+    def blank(self, adapters: Sequence[Adapter | None], rows: int) -> Bank | None:
+        """A bank of `rows` rows of zeros, in the shapes of these adapters; None if all are missing."""
+        present = [a for a in adapters if a is not None]
+        ranks = {a.settings.rank for a in present}
+        if len(ranks) > 1:
+            raise ValueError(f"adapters of different ranks cannot share a batch: {sorted(ranks)}")
+        layers = zip(present[0].a, present[0].b, strict=True) if present else ()
+        return [(a.new_zeros(rows, *a.shape), b.new_zeros(rows, *b.shape)) for a, b in layers] or None
+
+    def put(self, bank: Bank, row: int, adapter: Adapter | None) -> None:
+        """Makes a row of the bank this adapter, zeros if it is missing."""
+        for i, (a, b) in enumerate(bank):
+            a[row] = 0 if adapter is None else adapter.a[i]
+            b[row] = 0 if adapter is None else adapter.b[i] * (adapter.settings.alpha / adapter.settings.rank)
+
     def stack(self, adapters: Sequence[Adapter | None]) -> Bank | None:
         """One bank whose row i is adapter i; a missing adapter is a row of zeros. None if all are missing."""
-        present = [a for a in adapters if a is not None]
-        if not present:
-            return None
-        rank = {a.settings.rank for a in present}
-        if len(rank) > 1:
-            raise ValueError(f"adapters of different ranks cannot share a batch: {sorted(rank)}")
-        bank: Bank = []
-        for i in range(len(self.layers)):
-            like_a, like_b = present[0].a[i], present[0].b[i]
-            a = [torch.zeros_like(like_a) if x is None else x.a[i] for x in adapters]
-            b = [
-                torch.zeros_like(like_b) if x is None else x.b[i] * (x.settings.alpha / x.settings.rank)
-                for x in adapters
-            ]
-            bank.append((torch.stack(a), torch.stack(b)))
+        bank = self.blank(adapters, len(adapters))
+        if bank:
+            for row, adapter in enumerate(adapters):
+                self.put(bank, row, adapter)
         return bank
 
     def save(self, adapter: Adapter, folder: Path, *, base_model: str, invocation: Sequence[int]) -> None:
