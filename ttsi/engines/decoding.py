@@ -1,9 +1,4 @@
-"""The decoding loop: replies share passes over the weights, some guess ahead, and each that ends makes room.
-
-Prompt look-up decoding (Saxena 2023) and drafting from an earlier answer: a wrong guess costs a little time,
-a right one saves a pass. What runs on into the token limit mostly repeats itself, so a reply is looked up in
-itself as well.
-"""
+"""The decoding loop: replies share passes over the weights, and each that ends makes room for the next."""
 
 from __future__ import annotations
 
@@ -18,6 +13,7 @@ from torch import Tensor
 from ttsi.engines.attention import GROUP_TOKENS
 from ttsi.engines.base import Request
 from ttsi.engines.cache import KeyValues, RowCache
+from ttsi.engines.drafts import propose
 from ttsi.seeds import reply_seed
 from ttsi.types import Sampling
 
@@ -26,8 +22,6 @@ if TYPE_CHECKING:
 
 _FREE_ROWS = 6  # so many tokens cost a pass little more than one: room for guesses from the prompt
 _DRAFT_ROWS = 32  # room for guesses from an earlier answer, most of which come true
-_LONGEST_MATCH = 5
-_LOOKUP_TOKENS = 4  # a match found in the prompt is trusted for so many tokens, times its length
 
 
 @dataclass
@@ -106,8 +100,9 @@ class Decoder:
         """Gives the free slots to the next replies; each prompt is read once, whatever n is."""
         joining = [self.waiting.popleft() for _ in free[: len(self.waiting)]]
         fresh = sorted({row.request for row in joining} - self.read.keys())
-        prompts = self.engine.prefill([self.requests[i] for i in fresh], [self.asked[i] for i in fresh])
-        self.read |= zip(fresh, prompts, strict=True)
+        if fresh:
+            read = self.engine.prefill([self.requests[i] for i in fresh], [self.asked[i] for i in fresh])
+            self.read |= zip(fresh, read, strict=True)
         for slot, row in zip(free, joining, strict=False):
             keys, logits = self.read[row.request]
             self.cache.write(slot, keys)
@@ -183,28 +178,3 @@ def _pick(logits: Tensor, history: list[int], sampling: Sampling, rng: torch.Gen
     before = probabilities.cumsum(dim=-1) - probabilities
     probabilities[before >= sampling.top_p] = 0  # the first token always stays
     return int(index[torch.multinomial(probabilities, 1, generator=rng)])
-
-
-def propose(out: Sequence[int], draft: Sequence[int], lookup: Sequence[int], room: int) -> tuple[int, ...]:
-    """At most `room` token ids likely to follow `out`; empty when nothing suggests any.
-
-    draft: an earlier reply; followed as long as `out` repeats it, and found again by its last tokens
-    after a difference. lookup: text to search, and `out` behind it, for the last tokens of `out`.
-    """
-    if room <= 0:
-        return ()
-    if draft and tuple(draft[: len(out)]) == tuple(out):
-        return tuple(draft[len(out) : len(out) + room])
-    for source in (draft, (*lookup, *out)):
-        text = _searchable(source)
-        for size in range(min(_LONGEST_MATCH, len(out)), 1, -1):
-            at = text.rfind(_searchable(out[-size:]), 0, max(0, len(source) - 1))  # something must follow
-            if at >= 0:
-                length = room if source is draft else min(room, _LOOKUP_TOKENS * size)
-                return tuple(source[at + size : at + size + length])
-    return ()
-
-
-def _searchable(ids: Sequence[int]) -> str:
-    """A character for each token id: strings are searched at the speed of C."""
-    return "".join(map(chr, ids))

@@ -49,17 +49,16 @@ class LoraLinear(nn.Module):
         self.pair: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.pair is None:
-            y = self.weight(x)
-            return y if self.base.bias is None else y + self.base.bias
-        a, b = self.pair
-        if a.requires_grad and not self.weight.plain:
-            return _Adapted.apply(x, self.weight, self.base.bias, a, b)  # type: ignore[no-untyped-call]
+        bias, pair = self.base.bias, self.pair
+        if pair is not None and pair[0].requires_grad and not self.weight.plain:
+            return _Adapted.apply(x, self.weight, bias, *pair)  # type: ignore[no-untyped-call]
         y = self.weight(x)
-        if self.base.bias is not None:
-            y = y + self.base.bias
-        low = torch.matmul(x.to(a.dtype), a.transpose(1, 2))
-        return (y + torch.matmul(low, b.transpose(1, 2))).to(y.dtype)
+        if bias is not None:
+            y = y + bias
+        if pair is None:
+            return y
+        low = torch.matmul(x.to(pair[0].dtype), pair[0].transpose(1, 2))
+        return (y + torch.matmul(low, pair[1].transpose(1, 2))).to(y.dtype)
 
 
 class FrozenWeight:
@@ -79,7 +78,9 @@ class FrozenWeight:
     def pack(self) -> None:
         """Packs a float32 weight on a CPU, if half precision holds it and torch has FBGEMM."""
         if not self.plain and _half_holds(self.weight):
-            self.packed, self.packed_back = _pack(self.weight), _pack(self.weight.t())
+            pack = torch.ops.quantized.linear_prepack_fp16.default
+            both = (self.weight, self.weight.t())
+            self.packed, self.packed_back = (pack(w.contiguous(), None) for w in both)
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.requires_grad and not self.plain:
@@ -170,10 +171,6 @@ def _half_holds(weight: Tensor) -> bool:
     return bool((weight.half().float() - weight).abs().max() <= _HALF_STEP)
 
 
-def _pack(weight: Tensor) -> Any:
-    return torch.ops.quantized.linear_prepack_fp16.default(weight.contiguous(), None)
-
-
 def _product(x: Tensor, weight: Tensor, packed: Any) -> Tensor:
     """`x @ weight.T`, row-major; `packed`: the same weight in half precision, if there is one."""
     if packed is not None:
@@ -223,14 +220,13 @@ class LoraLayers:
         Drawn on the CPU from `seed` alone, so that it is the same on every device.
         """
         rng = torch.Generator().manual_seed(seed)
-        a = []
+        a, b = [], []
         for layer in self.layers:
-            bound = layer.base.in_features**-0.5
-            a.append(
-                torch.empty(settings.rank, layer.base.in_features).uniform_(-bound, bound, generator=rng)
-            )
-        b = [torch.zeros(layer.base.out_features, settings.rank) for layer in self.layers]
-        return Adapter(tuple(t.to(device) for t in a), tuple(t.to(device) for t in b), settings)
+            width, bound = layer.base.in_features, layer.base.in_features**-0.5
+            drawn = torch.empty(settings.rank, width).uniform_(-bound, bound, generator=rng)
+            a.append(drawn.to(device))
+            b.append(torch.zeros(layer.base.out_features, settings.rank, device=device))
+        return Adapter(tuple(a), tuple(b), settings)
 
     def blank(self, adapters: Sequence[Adapter | None], rows: int) -> Bank | None:
         """A bank of `rows` rows of zeros, in the shapes of these adapters; None if all are missing."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate, takewhile
+from itertools import accumulate, chain, pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -200,29 +200,23 @@ class TorchEngine(ChatEngine):
         stem = [*code.ids[code.prefix :], *parts[0][0][:shared]]
         tails = [ids[shared:] for ids, _, _ in parts]
         read = [tail[:-1] for tail in tails]  # the last token is predicted and predicts nothing
-        flat = [t for tail in read for t in tail]
-        base, n, total = code.prefix, len(stem), len(stem) + len(flat)
+        base, n, total = code.prefix, len(stem), len(stem) + sum(map(len, read))
         self.check_room(base + total, "to score")
 
-        owner = torch.tensor([-1] * n + [i for i, tail in enumerate(read) for _ in tail], device=self.device)
-        positions = torch.tensor(
-            [*range(base, base + n), *(base + n + j for tail in read for j in range(len(tail)))],
-            device=self.device,
-        )
+        owner = self._tensor([[*[-1] * n, *(i for i, tail in enumerate(read) for _ in tail)]])[0]
+        depth = self._tensor([[*range(n), *(n + j for tail in read for j in range(len(tail)))]])
         order = torch.arange(total, device=self.device)
-        mine = (owner[None] == -1) | (owner[None] == owner[:, None])
-        new = mine & (order[None] <= order[:, None])
-        mask = torch.cat([torch.ones(total, base, dtype=torch.bool, device=self.device), new], dim=1)
+        seen = ((owner == -1) | (owner == owner[:, None])) & (order <= order[:, None])
+        mask = torch.nn.functional.pad(seen, (base, 0), value=True)[None, None]
         cache = RowCache.of([self.prefix(code.ids[:base])], base + total)
         cache.slots, cache.visible = base + order[None], base + total
-        ids = self._tensor([[*stem, *flat]])
-        hidden = self.forward(ids, positions[None], mask[None, None], cache, read_from=n - 1)[0]
+        ids = self._tensor([[*stem, *chain.from_iterable(read)]])
+        hidden = self.forward(ids, base + depth, mask, cache, read_from=n - 1)[0]
         self.counters.scored_tokens += total
 
-        firsts = accumulate(map(len, read), initial=n)
-        spans = [(at, at + len(tail)) for at, tail in zip(firsts, read, strict=False)]
+        spans = pairwise(accumulate(map(len, read), initial=n))
         before = [i for at, end in spans for i in (n - 1, *range(at, end))]
-        values = log_probs(self.head(hidden[before]), [t for tail in tails for t in tail])
+        values = log_probs(self.head(hidden[before]), [*chain.from_iterable(tails)])
         rows = torch.split(values, [len(tail) for tail in tails])
         # Less the opening tokens that a continuation did not share with the others.
         return [
