@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ from ttsi.calls import format_calls
 from ttsi.engines.base import EngineError, Prompt, Request
 from ttsi.engines.cache import KeyValues, PrefixCache
 from ttsi.engines.drafts import propose
-from ttsi.engines.torch import TorchEngine
+from ttsi.engines.lora import Adapter
+from ttsi.engines.torch import Counters, TorchEngine
 from ttsi.types import Call, LoraSettings, Message, Sampling, Tool
 
 CONTROLS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
@@ -153,6 +156,110 @@ def test_out_of_memory_is_the_machines_failure(engine: TorchEngine, monkeypatch:
         engine.generate([Request(PROMPTS[0])], GREEDY)
     with pytest.raises(EngineError, match="out of memory"):
         engine.score(PROMPTS[:1], "x", [["y"]])
+
+
+# --- in flight ------------------------------------------------------------------------------------------
+
+
+def ragged(engine: TorchEngine, seeds: int = 4) -> list[Request]:
+    """Requests whose replies end at very different steps, some with their first token, some never."""
+    requests = [Request(p, seed=i, lookup=i % 2 == 0) for i in range(seeds) for p in PROMPTS]
+    whole = [g[0].tokens for g in engine.generate([Request(p) for p in PROMPTS], GREEDY)]
+    engine.chat.stop_ids = frozenset({whole[0][3], whole[2][8], whole[5][0]})
+    return requests
+
+
+@pytest.fixture
+def widths(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of every pass from here on."""
+    seen: list[int] = []
+    step = engine.step
+
+    def watched(cache: Any, rows: Any, *args: Any) -> torch.Tensor:
+        seen.append(len(rows))
+        return step(cache, rows, *args)
+
+    monkeypatch.setattr(engine, "step", watched)
+    return seen
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 100])
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "votes"])
+def test_replies_in_flight_are_those_of_one_by_one(
+    engine: TorchEngine, widths: list[int], rows: int, sampling: Sampling
+) -> None:
+    requests = ragged(engine)
+    want = one_by_one(engine, requests, sampling)
+    assert len({len(reply.tokens) for row in want for reply in row}) > 3
+    assert any(len(reply.tokens) == 1 for row in want for reply in row)
+    engine.rows = rows
+    del widths[:]
+    found = engine.generate(requests, sampling)
+    assert tokens(found) == tokens(want)
+    for ours, theirs in zip(itertools.chain(*found), itertools.chain(*want), strict=True):
+        assert ours.log_probs == pytest.approx(theirs.log_probs, abs=1e-4)
+        assert (ours.text, ours.finished) == (theirs.text, theirs.finished)
+    assert max(widths) <= rows
+
+
+def test_a_reply_that_ends_makes_room_for_the_next(
+    engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests, rows = ragged(engine), 4
+    engine.drafts = False
+    lengths = [len(reply.tokens) for (reply,) in one_by_one(engine, requests, GREEDY)]
+    in_groups = sum(max(lengths[i : i + rows]) - 1 for i in range(0, len(lengths), rows))
+    reading, prefill = [], engine.prefill
+
+    def watched(*args: Any) -> Any:
+        before = engine.counters.passes
+        out = prefill(*args)
+        reading.append(engine.counters.passes - before)
+        return out
+
+    monkeypatch.setattr(engine, "prefill", watched)
+    engine.rows, engine.counters = rows, Counters()
+    engine.generate(requests, GREEDY)
+    assert engine.counters.passes - sum(reading) < 0.9 * in_groups
+    assert engine.counters.decode_rows < 1.2 * (sum(lengths) - len(lengths))  # hardly a row stands idle
+
+
+def test_drafts_and_adapters_of_their_own_fly_along(engine: TorchEngine) -> None:
+    requests = ragged(engine)
+    kinds = itertools.cycle([None, "exact", "activated", "activated", None])
+    requests = [
+        replace(r, adapter=None if kind is None else loud(engine, i, kind))
+        for i, (r, kind) in enumerate(zip(requests, kinds, strict=False))
+    ]
+    want = tokens(one_by_one(engine, requests, GREEDY))
+    assert len({len(row[0]) for row in want}) > 3
+    drafted = [replace(r, draft=(*w[0][:5], 7, *w[0][5:])) for r, w in zip(requests, want, strict=True)]
+    engine.counters.accepted = 0
+    engine.rows = 4
+    assert tokens(engine.generate(drafted, GREEDY)) == want
+    assert engine.counters.accepted > 0
+
+
+def test_what_a_spoilt_reply_leaves_in_its_slot_harms_nobody(engine: TorchEngine) -> None:
+    good = loud(engine, 0, "exact")
+    spoilt = Adapter(good.a, tuple(b * math.nan for b in good.b), good.settings)
+    long = Request(Prompt("sys tools hello", (Message("user", "hello " * 40),)), adapter=spoilt)
+    requests = [long, *(Request(p) for p in PROMPTS)]
+    want = tokens(engine.generate(requests[1:], GREEDY))
+    engine.rows = 1
+    found = engine.generate(requests, GREEDY)
+    assert not any(map(math.isfinite, found[0][0].log_probs))
+    assert tokens(found[1:]) == want
+
+
+def test_in_bfloat16_all_that_are_asked_together_are_decoded_together(tiny_folder: Path) -> None:
+    engine = TorchEngine(tiny_folder, dtype="bfloat16")
+    requests = ragged(engine)
+    want, passes = engine.generate(requests, GREEDY), engine.counters.passes
+    engine.rows = 2
+    engine.counters.passes = 0
+    assert engine.generate(requests, GREEDY) == want  # to the last bit
+    assert engine.counters.passes < passes
 
 
 # --- adapters -------------------------------------------------------------------------------------------

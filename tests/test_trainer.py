@@ -11,9 +11,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from ttsi.engines.attention import attention
 from ttsi.engines.base import Prompt, Request
 from ttsi.engines.lora import FrozenWeight, LabelLoss
-from ttsi.engines.torch import TorchEngine, attention
+from ttsi.engines.torch import TorchEngine
 from ttsi.trainer import Diverged, Job, fit, schedule, train
 from ttsi.types import LoraSettings, Message, Sampling
 

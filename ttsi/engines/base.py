@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,10 +13,9 @@ from ttsi.types import Generation, Message, Sampling, Scored
 
 @dataclass(frozen=True)
 class Prompt:
-    """A system turn and a conversation.
+    """A system turn, with all that prompts over the same tools can share, and a conversation.
 
-    Everything about one tool set that can be shared (instructions and tool list) stands in `system`,
-    so that its key-value cache is computed once and serves every prompt that opens the same way.
+    The key-value cache of `system` is computed once and serves every prompt that opens the same way.
     tools: as JSON texts, for a model whose own chat template is to list them; `system` may then be empty.
     """
 
@@ -38,11 +37,8 @@ def native_dtype() -> str:
 
     On a CPU without such instructions bfloat16 falls back to scalar code, some eight times slower.
     """
-    try:
-        cpu_build = importlib.metadata.version("torch").endswith("+cpu")
-    except importlib.metadata.PackageNotFoundError:
-        cpu_build = True
-    if not cpu_build and Path("/proc/driver/nvidia/version").exists():
+    cuda = any(not d.version.endswith("+cpu") for d in distributions(name="torch"))
+    if cuda and Path("/proc/driver/nvidia/version").exists():
         return "bfloat16"
     cpu = Path("/proc/cpuinfo")
     flags = cpu.read_text() if cpu.exists() else ""
@@ -53,8 +49,8 @@ def native_dtype() -> str:
 class Request:
     """One prompt to answer: what to say first, how to draw, and the adapter to answer with.
 
-    `draft`: token ids the reply is expected to repeat. They are checked, never trusted, so that they
-    change the speed and not the text.
+    draft: token ids the reply is expected to repeat. lookup: whether it may repeat the prompt. Both are
+    checked, never trusted: they change the speed and not the text.
     """
 
     prompt: Prompt
@@ -86,8 +82,6 @@ class Engine(Protocol):
         Opening and continuation are tokenised together; only the continuation's tokens are returned.
         upto: per continuation the number of its characters after which no more tokens are wanted.
         """
-        ...
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Generation]]:
         """`sampling.n` replies to each request, opening included in the text, batched across requests."""
-        ...

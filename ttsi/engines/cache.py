@@ -21,55 +21,51 @@ class RowCache(Cache):
     those are filled. Set `slots` [rows, tokens] before a forward pass; it says where the new ones go.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, like: KeyValues, rows: int, capacity: int) -> None:
+        """Room for so many rows of `capacity` tokens, in the shape, type and place of `like`; all zeros."""
         super().__init__(layers=[])
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.capacity = capacity
+        self.pairs = [
+            (k.new_zeros(rows, capacity, *k.shape[2:]), v.new_zeros(rows, capacity, *v.shape[2:]))
+            for k, v in like
+        ]
         self.slots: Tensor = torch.empty(0)
         self.visible = 0
 
     @classmethod
-    def from_prefixes(cls, prefixes: Sequence[KeyValues], capacity: int) -> RowCache:
+    def of(cls, prefixes: Sequence[KeyValues], capacity: int) -> RowCache:
         """A cache of `capacity` slots per row whose first ones hold each row's prefix."""
-        cache = cls()
-        for layer in range(len(prefixes[0])):
-            for store, side in ((cache.keys, 0), (cache.values, 1)):
-                like = prefixes[0][layer][side]
-                buffer = like.new_zeros(len(prefixes), capacity, *like.shape[2:])
-                for row, prefix in enumerate(prefixes):
-                    tensor = prefix[layer][side]
-                    buffer[row, : tensor.shape[1]] = tensor[0]
-                store.append(buffer)
+        cache = cls(prefixes[0], len(prefixes), capacity)
+        for row, prefix in enumerate(prefixes):
+            cache.write(row, prefix)
         return cache
+
+    def write(self, row: int, prefix: KeyValues) -> None:
+        """Makes the row hold this prefix and zeros behind it: a masked value must be finite all the same."""
+        for pair, new in zip(self.pairs, prefix, strict=True):
+            for buffer, tensor in zip(pair, new, strict=True):
+                buffer[row, : tensor.shape[1]] = tensor[0]
+                buffer[row, tensor.shape[1] :] = 0
+
+    def read(self, row: int, length: int) -> KeyValues:
+        """The first `length` keys and values of a row, as a view."""
+        return [(k[row : row + 1, :length], v[row : row + 1, :length]) for k, v in self.pairs]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        keys, values = self.pairs[layer_idx]
         rows = torch.arange(len(key_states), device=key_states.device)[:, None]
         keys[rows, self.slots] = key_states.transpose(1, 2)
         values[rows, self.slots] = value_states.transpose(1, 2)
         return keys[:, : self.visible].transpose(1, 2), values[:, : self.visible].transpose(1, 2)
 
     def select(self, rows: Tensor) -> None:
-        """Keeps the given rows, in that order; a row may be named more than once."""
-        self.keys = [k[rows] for k in self.keys]
-        self.values = [v[rows] for v in self.values]
+        """Keeps the given rows, in that order."""
+        self.pairs = [(k[rows], v[rows]) for k, v in self.pairs]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.visible
-
-
-def padded(prefixes: Sequence[KeyValues]) -> KeyValues:
-    """One (keys, values) per layer for a batch, each [rows, heads, longest, dim]; shorter ones are padded."""
-    longest = max(p[0][0].shape[1] for p in prefixes)
-
-    def rows(layer: int, side: int) -> Tensor:
-        parts = [p[layer][side] for p in prefixes]
-        pads = [torch.nn.functional.pad(t, (0, 0, 0, 0, 0, longest - t.shape[1])) for t in parts]
-        return torch.cat(pads).transpose(1, 2)
-
-    return [(rows(layer, 0), rows(layer, 1)) for layer in range(len(prefixes[0]))]
 
 
 class PrefixCache:
@@ -77,8 +73,7 @@ class PrefixCache:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.bytes = 0
-        self.hits = self.misses = 0
+        self.bytes = self.hits = self.misses = 0
         self._kept: OrderedDict[tuple[int, ...], KeyValues] = OrderedDict()
 
     def get(self, ids: tuple[int, ...], compute: Callable[[], KeyValues]) -> KeyValues:
@@ -95,8 +90,7 @@ class PrefixCache:
         size = _bytes(fresh)
         if size <= self.limit:
             while self.bytes + size > self.limit:
-                _, old = self._kept.popitem(last=False)
-                self.bytes -= _bytes(old)
+                self.bytes -= _bytes(self._kept.popitem(last=False)[1])
             self._kept[ids] = fresh
             self.bytes += size
         return fresh

@@ -36,15 +36,15 @@ class Chat:
         self.tokenizer = tokenizer
         added = (t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
         controls = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
-        self._controls = re.compile("|".join(re.escape(t) for t in controls))
+        self._controls = re.compile(f"({'|'.join(map(re.escape, controls))})")
         self._guards = {t: t[:1] + chr(_PRIVATE_USE + i) + t[1:] for i, t in enumerate(controls)}
         if "<|im_start|>" not in controls or "<|im_end|>" not in controls:
             raise ValueError("the tokenizer has no ChatML control tokens; ttsi reads turns by them")
-        self._begin = tokenizer.convert_tokens_to_ids("<|im_start|>")
+        self._id = tokenizer.convert_tokens_to_ids
+        self._begin = self._id("<|im_start|>")
         self._user = (self._begin, *self._plain("user"))
-        stop = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")}
-        self.stop_ids = frozenset(i for i in stop if i is not None)
-        self.end_of_turn: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self.end_of_turn: int = self._id("<|im_end|>")
+        self.stop_ids = frozenset({tokenizer.eos_token_id, self.end_of_turn} - {None})
 
     def _plain(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
@@ -78,12 +78,10 @@ class Chat:
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = []
-        done = 0
-        for match in self._controls.finditer(text):
-            ids += self._plain(self._unguard(text[done : match.start()])) if match.start() > done else []
-            ids.append(self.tokenizer.convert_tokens_to_ids(match[0]))
-            done = match.end()
-        return ids + (self._plain(self._unguard(text[done:])) if done < len(text) else [])
+        for part in filter(None, self._controls.split(text)):
+            control = part in self._guards
+            ids += [self._id(part)] if control else self._plain(self._unguard(part))
+        return ids
 
     def encode(self, prompt: Prompt, *, reply: str | None = None) -> Encoded:
         """Token ids of the prompt up to the assistant's turn, or with `reply` and its end behind it."""

@@ -24,17 +24,15 @@ def propose(out: Sequence[int], draft: Sequence[int], lookup: Sequence[int], roo
     if draft and tuple(draft[: len(out)]) == tuple(out):
         return tuple(draft[len(out) : len(out) + room])
     for source in (draft, (*lookup, *out)):
+        text = _searchable(source)
         for size in range(min(_LONGEST_MATCH, len(out)), 1, -1):
-            at = _last_occurrence(source, tuple(out[-size:]))
+            at = text.rfind(_searchable(out[-size:]), 0, max(0, len(source) - 1))  # something must follow
             if at >= 0:
                 length = room if source is draft else min(room, _LOOKUP_TOKENS * size)
                 return tuple(source[at + size : at + size + length])
     return ()
 
 
-def _last_occurrence(source: Sequence[int], pattern: tuple[int, ...]) -> int:
-    size = len(pattern)
-    for at in range(len(source) - size - 1, -1, -1):
-        if source[at] == pattern[0] and tuple(source[at : at + size]) == pattern:
-            return at
-    return -1
+def _searchable(ids: Sequence[int]) -> str:
+    """A character for each token id: strings are searched at the speed of C."""
+    return "".join(map(chr, ids))

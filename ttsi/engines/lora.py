@@ -49,17 +49,16 @@ class LoraLinear(nn.Module):
         self.pair: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.pair is None:
-            y = self.weight(x)
-            return y if self.base.bias is None else y + self.base.bias
-        a, b = self.pair
-        if a.requires_grad and not self.weight.plain:
-            return _Adapted.apply(x, self.weight, self.base.bias, a, b)  # type: ignore[no-untyped-call]
+        bias, pair = self.base.bias, self.pair
+        if pair is not None and pair[0].requires_grad and not self.weight.plain:
+            return _Adapted.apply(x, self.weight, bias, *pair)  # type: ignore[no-untyped-call]
         y = self.weight(x)
-        if self.base.bias is not None:
-            y = y + self.base.bias
-        low = torch.matmul(x.to(a.dtype), a.transpose(1, 2))
-        return (y + torch.matmul(low, b.transpose(1, 2))).to(y.dtype)
+        if bias is not None:
+            y = y + bias
+        if pair is None:
+            return y
+        low = torch.matmul(x.to(pair[0].dtype), pair[0].transpose(1, 2))
+        return (y + torch.matmul(low, pair[1].transpose(1, 2))).to(y.dtype)
 
 
 class FrozenWeight:
@@ -79,7 +78,9 @@ class FrozenWeight:
     def pack(self) -> None:
         """Packs a float32 weight on a CPU, if half precision holds it and torch has FBGEMM."""
         if not self.plain and _half_holds(self.weight):
-            self.packed, self.packed_back = _pack(self.weight), _pack(self.weight.t())
+            pack = torch.ops.quantized.linear_prepack_fp16.default
+            both = (self.weight, self.weight.t())
+            self.packed, self.packed_back = (pack(w.contiguous(), None) for w in both)
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.requires_grad and not self.plain:
@@ -170,10 +171,6 @@ def _half_holds(weight: Tensor) -> bool:
     return bool((weight.half().float() - weight).abs().max() <= _HALF_STEP)
 
 
-def _pack(weight: Tensor) -> Any:
-    return torch.ops.quantized.linear_prepack_fp16.default(weight.contiguous(), None)
-
-
 def _product(x: Tensor, weight: Tensor, packed: Any) -> Tensor:
     """`x @ weight.T`, row-major; `packed`: the same weight in half precision, if there is one."""
     if packed is not None:
@@ -223,32 +220,35 @@ class LoraLayers:
         Drawn on the CPU from `seed` alone, so that it is the same on every device.
         """
         rng = torch.Generator().manual_seed(seed)
-        a = []
+        a, b = [], []
         for layer in self.layers:
-            bound = layer.base.in_features**-0.5
-            a.append(
-                torch.empty(settings.rank, layer.base.in_features).uniform_(-bound, bound, generator=rng)
-            )
-        b = [torch.zeros(layer.base.out_features, settings.rank) for layer in self.layers]
-        return Adapter(tuple(t.to(device) for t in a), tuple(t.to(device) for t in b), settings)
+            width, bound = layer.base.in_features, layer.base.in_features**-0.5
+            drawn = torch.empty(settings.rank, width).uniform_(-bound, bound, generator=rng)
+            a.append(drawn.to(device))
+            b.append(torch.zeros(layer.base.out_features, settings.rank, device=device))
+        return Adapter(tuple(a), tuple(b), settings)
+
+    def blank(self, adapters: Sequence[Adapter | None], rows: int) -> Bank | None:
+        """A bank of `rows` rows of zeros, in the shapes of these adapters; None if all are missing."""
+        present = [a for a in adapters if a is not None]
+        ranks = {a.settings.rank for a in present}
+        if len(ranks) > 1:
+            raise ValueError(f"adapters of different ranks cannot share a batch: {sorted(ranks)}")
+        layers = zip(present[0].a, present[0].b, strict=True) if present else ()
+        return [(a.new_zeros(rows, *a.shape), b.new_zeros(rows, *b.shape)) for a, b in layers] or None
+
+    def put(self, bank: Bank, row: int, adapter: Adapter | None) -> None:
+        """Makes a row of the bank this adapter, zeros if it is missing."""
+        for i, (a, b) in enumerate(bank):
+            a[row] = 0 if adapter is None else adapter.a[i]
+            b[row] = 0 if adapter is None else adapter.b[i] * (adapter.settings.alpha / adapter.settings.rank)
 
     def stack(self, adapters: Sequence[Adapter | None]) -> Bank | None:
         """One bank whose row i is adapter i; a missing adapter is a row of zeros. None if all are missing."""
-        present = [a for a in adapters if a is not None]
-        if not present:
-            return None
-        rank = {a.settings.rank for a in present}
-        if len(rank) > 1:
-            raise ValueError(f"adapters of different ranks cannot share a batch: {sorted(rank)}")
-        bank: Bank = []
-        for i in range(len(self.layers)):
-            like_a, like_b = present[0].a[i], present[0].b[i]
-            a = [torch.zeros_like(like_a) if x is None else x.a[i] for x in adapters]
-            b = [
-                torch.zeros_like(like_b) if x is None else x.b[i] * (x.settings.alpha / x.settings.rank)
-                for x in adapters
-            ]
-            bank.append((torch.stack(a), torch.stack(b)))
+        bank = self.blank(adapters, len(adapters))
+        if bank:
+            for row, adapter in enumerate(adapters):
+                self.put(bank, row, adapter)
         return bank
 
     def save(self, adapter: Adapter, folder: Path, *, base_model: str, invocation: Sequence[int]) -> None:

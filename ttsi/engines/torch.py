@@ -2,146 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hub_logging
 
+from ttsi.engines.attention import additive
 from ttsi.engines.base import EngineError, Prompt, Request, native_dtype
-from ttsi.engines.cache import KeyValues, PrefixCache, RowCache, padded
-from ttsi.engines.chat import Chat, ChatEngine
-from ttsi.engines.drafts import propose
-from ttsi.engines.lora import Adapter, Bank, FrozenWeight, LabelLoss, LoraLayers
-from ttsi.seeds import reply_seed
+from ttsi.engines.cache import KeyValues, PrefixCache, RowCache
+from ttsi.engines.chat import Chat, ChatEngine, Encoded
+from ttsi.engines.decoding import Decoder, log_probs
+from ttsi.engines.lora import Adapter, FrozenWeight, LabelLoss, LoraLayers
 from ttsi.types import Generation, Sampling, Scored
 
-_GROUP_TOKENS = 16  # up to this many query tokens, heads that share keys are folded instead of repeated
-_FREE_ROWS = 6  # so many tokens cost a pass little more than one: room for guesses from the prompt
-_DRAFT_ROWS = 32  # room for guesses from an earlier answer, most of which come true
 _CHUNK_TOKENS = 256  # prefills are batched up to this many tokens a pass; beyond it one row fills the cores
-
-
-def attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """Scaled dot-product attention under an explicit mask [rows, 1, queries, keys]; None means causal.
-
-    Under a mask that `_folded` made, query tokens are folded into the group dimension, so that shared
-    key-value heads are not copied once per query head at every decoding step.
-
-    ttsi_prefix: keys and values per layer that stand in front of the new ones in a training pass.
-    """
-    mask: Any = kwargs.get("ttsi_mask")
-    scale, prefix = kwargs.get("scaling"), kwargs.get("ttsi_prefix")
-    if prefix is not None:
-        keys, values = prefix[module.layer_idx]
-        if query.device.type == "cpu" and query.dtype == torch.float32:
-            if len(query) == 1:  # no padding: the prefix is seen whole
-                mask = mask[..., keys.shape[2] :]
-            out = _BehindPrefix.apply(query, key, value, keys, values, mask, scale)  # type: ignore[no-untyped-call]
-            return out.transpose(1, 2), None
-        key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
-    groups = query.shape[1] // key.shape[1]
-    rows, heads, length, dim = query.shape
-    sdpa = torch.nn.functional.scaled_dot_product_attention
-    if mask is not None and mask.shape[2] != length:
-        folded = query.reshape(rows, key.shape[1], groups * length, dim)
-        out = sdpa(folded, key, value, attn_mask=mask, scale=scale)
-        out = out.reshape(rows, heads, length, dim)
-    else:
-        out = sdpa(
-            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=groups > 1
-        )
-    return out.transpose(1, 2), None
-
-
-class _BehindPrefix(torch.autograd.Function):
-    """Attention of new tokens to a prefix and to themselves, with gradients to the new ones only.
-
-    Query [rows, heads, tokens, dim]; new and prefix keys and values [rows, shared heads, length, dim]. On a
-    CPU the library's own backward pass computes the gradients of the prefix too, the greater part by far, and
-    copies the shared heads. A mask of fewer columns is of the last ones; the others are seen by all.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        mask: Tensor,
-        scale: float,
-    ) -> Tensor:
-        rows, shared, length, dim = key.shape
-        width = keys.shape[2]
-        keys = torch.cat([keys, key], dim=2).flatten(0, 1)
-        values = torch.cat([values, value], dim=2).flatten(0, 1)
-        folded = (query * scale).reshape(rows * shared, -1, dim)  # heads that share keys, one after another
-        scores = torch.bmm(folded, keys.transpose(1, 2))
-        scores.view(rows, -1, length, width + length)[..., -mask.shape[3] :].masked_fill_(~mask, -torch.inf)
-        weights = scores.softmax(dim=-1)
-        ctx.save_for_backward(folded, keys, values, weights)
-        ctx.width, ctx.scale = width, scale
-        return torch.bmm(weights, values).view(query.shape)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        folded, keys, values, weights = ctx.saved_tensors
-        shape, shared = gradient.shape, (gradient.shape[0], -1, gradient.shape[2], gradient.shape[3])
-        gradient = gradient.reshape(folded.shape)
-        into_value = torch.bmm(weights[..., ctx.width :].transpose(1, 2), gradient)
-        into_scores = torch._softmax_backward_data(
-            torch.bmm(gradient, values.transpose(1, 2)), weights, -1, weights.dtype
-        )
-        into_query = torch.bmm(into_scores, keys).mul_(ctx.scale)
-        into_key = torch.bmm(into_scores[..., ctx.width :].transpose(1, 2), folded)
-        return into_query.view(shape), into_key.view(shared), into_value.view(shared), None, None, None, None
-
-
-AttentionInterface.register("ttsi", attention)
-
-
-class _LastBlock(torch.nn.Module):
-    """The last layer's feed-forward block, for those tokens whose hidden state somebody reads.
-
-    Nothing after it mixes tokens: what a prefix pass keeps of the last layer is its keys and values.
-    """
-
-    def __init__(self, whole: torch.nn.Module) -> None:
-        super().__init__()
-        self.whole = whole
-        self.read_from = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.read_from == 0:
-            return self.whole(x)
-        unread = torch.zeros_like(x[:, : self.read_from])
-        return torch.cat([unread, self.whole(x[:, self.read_from :])], dim=1)
-
-
-@dataclass
-class _Row:
-    """One reply in the making."""
-
-    request: int
-    ids: list[int]  # prompt and opening
-    draft: tuple[int, ...]
-    lookup: tuple[int, ...]
-    rng: torch.Generator
-    out: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    finished: bool = False
-    trust: int = _GROUP_TOKENS  # length of the next draft: grows while drafts come true
 
 
 @dataclass
@@ -163,6 +46,8 @@ class TorchEngine(ChatEngine):
 
     folder: a model folder (config, tokenizer, safetensors).
     dtype: "auto", "float32" or "bfloat16"; adapters and their optimisers are float32 always.
+    rows: replies in flight at a time, by default all that are asked for. In float32 only: in bfloat16, where
+        the shape of a batch can turn a near-tie, all that are asked for together are decoded together.
     prefix_limit: bytes of prefix key-values to keep; by default 4 GiB on a GPU and 1 GiB on a CPU.
     drafts: whether drafted decoding is on; it changes the speed, not the text (float32).
     pack: see `FrozenWeight`: twice the speed where reading weights is what takes the time, for as much
@@ -176,6 +61,7 @@ class TorchEngine(ChatEngine):
         name: str | None = None,
         dtype: str = "auto",
         device: str | None = None,
+        rows: int | None = None,
         prefix_limit: int | None = None,
         drafts: bool = True,
         pack: bool | None = None,
@@ -186,7 +72,7 @@ class TorchEngine(ChatEngine):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = getattr(torch, native_dtype() if dtype == "auto" else dtype)
         self.name = name or Path(folder).name
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.chat = Chat(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
         hub_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it would stand in every notebook, full
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -196,10 +82,8 @@ class TorchEngine(ChatEngine):
             use_safetensors=True,
         )
         self.model = model.to(self.device).eval().requires_grad_(False)
-        self.chat = Chat(tokenizer)
         self.decoder = self.model.get_decoder()
-        head: Tensor = self.model.get_output_embeddings().weight
-        self._head = FrozenWeight(head)
+        self._head = FrozenWeight(self.model.get_output_embeddings().weight)
         self.lora = LoraLayers(self.decoder)
         if pack is None:
             needed = sum(p.numel() * p.element_size() for p in self.model.parameters())
@@ -207,13 +91,19 @@ class TorchEngine(ChatEngine):
         if pack:
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 list(pool.map(FrozenWeight.pack, [self._head, *(x.weight for x in self.lora.layers)]))
-        self.context: int = self.model.config.max_position_embeddings
+        config = self.model.config
+        self.context: int = config.max_position_embeddings
+        self.groups: int = config.num_attention_heads // config.num_key_value_heads
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        empty = torch.zeros(1, 0, config.num_key_value_heads, dim, dtype=self.dtype, device=self.device)
+        self._nothing: KeyValues = [(empty, empty)] * config.num_hidden_layers
         self.prefixes = PrefixCache(prefix_limit or (4 << 30 if self.device.type == "cuda" else 1 << 30))
-        self.drafts = drafts
+        self.rows, self.drafts = rows, drafts
         self.counters = Counters()
         self._mask4d = torch.zeros(1, 1, 1, 1, device=self.device)
-        last = self.decoder.layers[-1]
-        last.mlp = self._last_block = _LastBlock(last.mlp)
+        self._last_block = self.decoder.layers[-1].mlp
+        self._last_block.register_forward_pre_hook(_only_read)
+        self._last_block.register_forward_hook(_unread_too)
 
     # --- forward passes ---------------------------------------------------------------------------------
 
@@ -236,19 +126,11 @@ class TorchEngine(ChatEngine):
             input_ids=ids,
             position_ids=positions,
             attention_mask=self._mask4d,  # four dimensions: transformers builds none of its own
-            ttsi_mask=mask if mask is None or cache is None else self._folded(mask),
+            ttsi_mask=mask if mask is None or cache is None else additive(mask, self.groups, self.dtype),
             ttsi_prefix=prefix,
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
-
-    def _folded(self, mask: Tensor) -> Tensor:
-        """The mask of a few tokens per row as what is added to their scores, once per head of a group."""
-        groups = self.model.config.num_attention_heads // self.model.config.num_key_value_heads
-        if groups == 1 or mask.shape[2] > _GROUP_TOKENS:
-            return mask
-        added = torch.zeros(mask.shape, dtype=self.dtype, device=self.device).masked_fill_(~mask, -torch.inf)
-        return added.repeat(1, 1, groups, 1)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (float32) [..., vocabulary] of hidden states [..., width]."""
@@ -259,30 +141,18 @@ class TorchEngine(ChatEngine):
 
         def compute() -> KeyValues:
             self.counters.prefix_tokens += len(ids)
-            n = len(ids)
-            cache = self._rows([self._empty()], n)
-            cache.slots, cache.visible = torch.arange(n, device=self.device)[None], n
-            self.forward(self._tensor([ids]), cache.slots, None, cache, read_from=n - 1)
-            return list(zip(cache.keys, cache.values, strict=True))
+            cache = RowCache(self._nothing, 1, len(ids))
+            self.step(cache, [ids], [0], len(ids) - 1)
+            return cache.pairs
 
         with torch.no_grad():
-            return self.prefixes.get(ids, compute)
-
-    def _empty(self) -> KeyValues:
-        config = self.model.config
-        heads = config.num_key_value_heads
-        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        empty = torch.zeros(1, 0, heads, dim, dtype=self.dtype, device=self.device)
-        return [(empty, empty)] * config.num_hidden_layers
-
-    def _rows(self, prefixes: Sequence[KeyValues], capacity: int) -> RowCache:
-        return RowCache.from_prefixes(prefixes, capacity)
+            return self.prefixes.get(ids, compute) if ids else self._nothing
 
     def _tensor(self, rows: Sequence[Sequence[int]]) -> Tensor:
         width = max(len(r) for r in rows)
         return torch.tensor([[*r, *[0] * (width - len(r))] for r in rows], device=self.device)
 
-    def _step(
+    def step(
         self, cache: RowCache, rows: Sequence[Sequence[int]], starts: Sequence[int], read_from: int = 0
     ) -> Tensor:
         """Feeds each row's tokens behind its `start`; padding lands in slots that are overwritten later.
@@ -293,7 +163,7 @@ class TorchEngine(ChatEngine):
         ids = self._tensor(rows)
         steps = torch.arange(ids.shape[1], device=self.device)
         slots = torch.tensor(starts, device=self.device)[:, None] + steps
-        cache.slots = slots.clamp(max=cache.keys[0].shape[1] - 1)
+        cache.slots = slots.clamp(max=cache.capacity - 1)
         cache.visible = max(start + len(row) for start, row in zip(starts, rows, strict=True))
         seen = torch.arange(cache.visible, device=self.device)
         mask = (seen[None, None] <= cache.slots[..., None])[:, None]
@@ -325,189 +195,89 @@ class TorchEngine(ChatEngine):
     ) -> list[Scored]:
         code = self.encode(prompt)
         parts = [self.chat.upto(opening, t, limit) for t, limit in zip(continuations, upto, strict=True)]
-        shared = min(n for _, n, _ in parts)
-        while any(ids[:shared] != parts[0][0][:shared] for ids, _, _ in parts):
-            shared -= 1
+        columns = zip(*(ids[:own] for ids, own, _ in parts), strict=False)
+        shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
         stem = [*code.ids[code.prefix :], *parts[0][0][:shared]]
         tails = [ids[shared:] for ids, _, _ in parts]
         read = [tail[:-1] for tail in tails]  # the last token is predicted and predicts nothing
-        flat = [t for tail in read for t in tail]
-        base, n, total = code.prefix, len(stem), len(stem) + len(flat)
+        base, n, total = code.prefix, len(stem), len(stem) + sum(map(len, read))
         self.check_room(base + total, "to score")
 
-        owner = torch.tensor([-1] * n + [i for i, tail in enumerate(read) for _ in tail], device=self.device)
-        positions = torch.tensor(
-            [*range(base, base + n), *(base + n + j for tail in read for j in range(len(tail)))],
-            device=self.device,
-        )
+        owner = self._tensor([[*[-1] * n, *(i for i, tail in enumerate(read) for _ in tail)]])[0]
+        depth = self._tensor([[*range(n), *(n + j for tail in read for j in range(len(tail)))]])
         order = torch.arange(total, device=self.device)
-        mine = (owner[None] == -1) | (owner[None] == owner[:, None])
-        new = mine & (order[None] <= order[:, None])
-        mask = torch.cat([torch.ones(total, base, dtype=torch.bool, device=self.device), new], dim=1)
-        cache = self._rows([self.prefix(code.ids[:base]) if base else self._empty()], base + total)
+        seen = ((owner == -1) | (owner == owner[:, None])) & (order <= order[:, None])
+        mask = torch.nn.functional.pad(seen, (base, 0), value=True)[None, None]
+        cache = RowCache.of([self.prefix(code.ids[:base])], base + total)
         cache.slots, cache.visible = base + order[None], base + total
-        ids = self._tensor([[*stem, *flat]])
-        hidden = self.forward(ids, positions[None], mask[None, None], cache, read_from=n - 1)[0]
+        ids = self._tensor([[*stem, *chain.from_iterable(read)]])
+        hidden = self.forward(ids, base + depth, mask, cache, read_from=n - 1)[0]
         self.counters.scored_tokens += total
 
-        before, at = [], n
-        for tail in read:
-            before += [n - 1, *range(at, at + len(tail))]
-            at += len(tail)
-        logits = self.head(hidden[before])
-        wanted = torch.tensor([t for tail in tails for t in tail], device=self.device)
-        values = (logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(dim=-1)).tolist()
-        out, at = [], 0
-        for text, (_, own, ends), tail in zip(continuations, parts, tails, strict=True):
-            skip = own - shared  # opening tokens this continuation did not share with the others
-            out.append(Scored(text, tuple(values[at + skip : at + len(tail)]), tuple(ends)))
-            at += len(tail)
-        return out
+        spans = pairwise(accumulate(map(len, read), initial=n))
+        before = [i for at, end in spans for i in (n - 1, *range(at, end))]
+        values = log_probs(self.head(hidden[before]), [*chain.from_iterable(tails)])
+        rows = torch.split(values, [len(tail) for tail in tails])
+        # Less the opening tokens that a continuation did not share with the others.
+        return [
+            Scored(text, tuple(row[own - shared :].tolist()), tuple(ends))
+            for text, (_, own, ends), row in zip(continuations, parts, rows, strict=True)
+        ]
 
     # --- generation -------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Generation]]:
-        """`sampling.n` replies per request, decoded together, each row under its own adapter.
+        """`sampling.n` replies per request, each row under its own adapter, in float32 `rows` at a time.
 
         Raises TooLong if a prompt and its reply exceed the context window, EngineError if the machine fails.
         """
         if not requests:
             return []
         with self.outside_failures():
-            cache, rows, logits, bank = self._prefill(requests, sampling)
-            done = self._decode(cache, rows, logits, bank, sampling)
-        replies: list[list[Generation]] = [[] for _ in requests]
-        for row in done:
-            replies[row.request].append(
-                self.replied(requests[row.request], row.out, row.log_probs, row.finished, len(row.ids))
-            )
-        return replies
-
-    def _prefill(
-        self, requests: Sequence[Request], sampling: Sampling
-    ) -> tuple[RowCache, list[_Row], Tensor, Bank | None]:
-        codes, ids = zip(*map(self.asked, requests), strict=True)
-        longest = max(map(len, ids)) + sampling.max_tokens
-        self.check_room(longest, "asked for")
-        exact = [r.adapter is not None and r.adapter.settings.mode == "exact" for r in requests]
-        starts = [0 if e else c.prefix for e, c in zip(exact, codes, strict=True)]
-        prefixes = [
-            self.prefix(c.ids[:s]) if s else self._empty() for c, s in zip(codes, starts, strict=True)
+            most = self.rows if self.dtype == torch.float32 else None
+            done = Decoder(self, requests, sampling, most).run()
+        replies = [
+            self.replied(requests[row.request], row.out, row.log_probs, row.finished, len(row.ids))
+            for row in done
         ]
-        cache = self._rows(prefixes, longest + _GROUP_TOKENS)
-        bank = self.lora.stack([r.adapter for r in requests])
+        return [replies[i : i + sampling.n] for i in range(0, len(replies), sampling.n)]
 
-        # An activated adapter leaves the history before the last user turn to the base weights.
-        history = [
-            i
-            for i, r in enumerate(requests)
-            if r.adapter is not None and not exact[i] and codes[i].turn > starts[i]
-        ]
-        if history:
-            ends = {i: codes[i].turn for i in history}
-            self._fill(cache, {i: ids[i][starts[i] : ends[i]] for i in history}, starts, None)
-            starts = [ends.get(i, s) for i, s in enumerate(starts)]
-        last = self._fill(cache, {i: ids[i][starts[i] :] for i in range(len(ids))}, starts, bank)
-        logits = self.head(last)
+    def prefill(
+        self, requests: Sequence[Request], asked: Sequence[tuple[Encoded, list[int]]]
+    ) -> list[tuple[KeyValues, Tensor]]:
+        """Each prompt's keys and values, and the logits [1, vocabulary] behind it, under its adapter.
 
-        rows = []
-        for i, request in enumerate(requests):
-            look = (*request.draft, *ids[i]) if request.lookup else ()
-            for k in range(sampling.n):
-                rng = torch.Generator().manual_seed(reply_seed(request.seed, k))
-                rows.append(_Row(i, ids[i], request.draft, tuple(look), rng))
-        if sampling.n > 1:
-            repeat = torch.arange(len(requests), device=self.device).repeat_interleave(sampling.n)
-            cache.select(repeat)
-            logits = logits[repeat]
-            bank = [(a[repeat], b[repeat]) for a, b in bank] if bank else None
-        return cache, rows, logits, bank
-
-    def _fill(
-        self, cache: RowCache, parts: dict[int, list[int]], starts: Sequence[int], bank: Bank | None
-    ) -> Tensor:
-        """Feeds prompt tokens to the named rows, batched as far as that helps; last hidden state per row."""
-        last = {}
-        for chunk in _chunks(parts, 1 << 30 if self.device.type == "cuda" else _CHUNK_TOKENS):
-            index = torch.tensor(chunk, device=self.device)
-            view = RowCache()
-            view.keys, view.values = ([t[index] for t in side] for side in (cache.keys, cache.values))
-            tokens = [parts[i] for i in chunk]
-            with self.lora.applied([(a[index], b[index]) for a, b in bank] if bank else None):
-                read_from = min(map(len, tokens)) - 1
-                hidden = self._step(view, tokens, [starts[i] for i in chunk], read_from)
-            for side, new in ((cache.keys, view.keys), (cache.values, view.values)):
-                for old, tensor in zip(side, new, strict=True):
-                    old[index] = tensor
-            for row, i in enumerate(chunk):
-                last[i] = hidden[row, len(tokens[row]) - 1]
-            self.counters.prompt_tokens += sum(map(len, tokens))
-        return torch.stack([last[i] for i in sorted(last)])
-
-    def _decode(
-        self, cache: RowCache, rows: list[_Row], logits: Tensor, bank: Bank | None, sampling: Sampling
-    ) -> list[_Row]:
-        everyone = list(rows)
-        pending: list[tuple[int, ...]] = [()] * len(rows)
-        batch: list[Tensor] = list(logits[:, None])
-        while True:
-            for row, row_logits, draft in zip(rows, batch, pending, strict=True):
-                self._accept(row, row_logits, draft, sampling)
-            active = [i for i, r in enumerate(rows) if not r.finished and len(r.out) < sampling.max_tokens]
-            if not active:
-                return everyone
-            if 4 * len(active) <= 3 * len(rows):
-                index = torch.tensor(active, device=self.device)
-                cache.select(index)
-                bank = [(a[index], b[index]) for a, b in bank] if bank else None
-                rows = [rows[i] for i in active]
-            pending = [self._draft(r, sampling, len(rows)) for r in rows]
-            tokens = [[r.out[-1], *d] for r, d in zip(rows, pending, strict=True)]
-            starts = [len(r.ids) + len(r.out) - 1 for r in rows]
-            with self.lora.applied(bank):
-                hidden = self._step(cache, tokens, starts)
-            self.counters.decode_rows += len(rows)
-            flat = torch.cat([hidden[i, : len(t)] for i, t in enumerate(tokens)])
-            batch = list(torch.split(self.head(flat), [len(t) for t in tokens]))
-
-    def _draft(self, row: _Row, sampling: Sampling, rows: int) -> tuple[int, ...]:
-        if row.finished or len(row.out) >= sampling.max_tokens or not self.drafts:
-            return ()
-        room = _FREE_ROWS // rows - 1
-        if row.draft:
-            room = max(room, min(_DRAFT_ROWS // rows, _GROUP_TOKENS, row.trust + 1) - 1)
-        room = min(room, sampling.max_tokens - len(row.out) - 1)
-        return propose(row.out, row.draft, row.lookup, room)
-
-    def _accept(self, row: _Row, logits: Tensor, draft: tuple[int, ...], sampling: Sampling) -> None:
-        """Takes tokens from `logits` [1 + drafted, vocabulary] as long as the draft foresaw them.
-
-        Every token is chosen from the model's own distribution with the row's own generator, so the text
-        is that of decoding one token at a time; the draft only decides how many are had in one pass.
+        asked: ids as `ChatEngine.asked` gives them. An activated adapter leaves the history before the last
+        user turn to the base weights.
         """
-        if row.finished or len(row.out) >= sampling.max_tokens:
-            return
-        self.counters.drafted += len(draft)
-        greedy = sampling.temperature == 0 and sampling.repetition_penalty == 1
-        best = logits.argmax(dim=-1).tolist() if greedy else []
-        picked = []
-        for i in range(len(draft) + 1):
-            token = best[i] if greedy else _pick(logits[i], [*row.ids, *row.out], sampling, row.rng)
-            picked.append(token)
-            row.out.append(token)
-            row.finished = token in self.chat.stop_ids
-            if row.finished or len(row.out) >= sampling.max_tokens or i == len(draft) or draft[i] != token:
-                break
-        if draft:
-            came_true = len(picked) - 1
-            row.trust = min(2 * row.trust, _GROUP_TOKENS) if came_true == len(draft) else came_true + 1
-        chosen = torch.tensor(picked, device=logits.device)
-        used = logits[: len(picked)]
-        values = used.gather(1, chosen[:, None])[:, 0] - used.logsumexp(dim=-1)
-        row.log_probs += values.tolist()
-        self.counters.accepted += len(picked) - 1
-        self.counters.decoded_tokens += len(picked)
+        adapters = [r.adapter for r in requests]
+        kept, history = [], {}
+        for i, (adapter, (code, ids)) in enumerate(zip(adapters, asked, strict=True)):
+            exact = adapter is not None and adapter.settings.mode == "exact"
+            kept.append(self.prefix(() if exact else code.ids[: code.prefix]))
+            if adapter is not None and not exact and code.turn > code.prefix:
+                history[i] = ids[code.prefix : code.turn]
+        self._read(kept, history, [None] * len(kept))
+        last = self._read(kept, {i: ids[_length(kept[i]) :] for i, (_, ids) in enumerate(asked)}, adapters)
+        return list(zip(kept, self.head(last)[:, None], strict=True))
+
+    def _read(
+        self, kept: list[KeyValues], parts: Mapping[int, list[int]], adapters: Sequence[Adapter | None]
+    ) -> Tensor:
+        """Reads tokens behind what is kept of the named prompts, batched as far as that helps, and keeps
+        them too; last hidden state per prompt."""
+        last = []
+        for chunk in _chunks(parts, 1 << 30 if self.device.type == "cuda" else _CHUNK_TOKENS):
+            tokens, starts = [parts[i] for i in chunk], [_length(kept[i]) for i in chunk]
+            cache = RowCache.of([kept[i] for i in chunk], max(starts) + max(map(len, tokens)))
+            with self.lora.applied(self.lora.stack([adapters[i] for i in chunk])):
+                hidden = self.step(cache, tokens, starts, min(map(len, tokens)) - 1)
+            for row, i in enumerate(chunk):
+                kept[i] = cache.read(row, starts[row] + len(tokens[row]))
+                last.append(hidden[row, len(tokens[row]) - 1])
+            self.counters.prompt_tokens += sum(map(len, tokens))
+        return torch.stack(last) if last else torch.empty(0)
 
     # --- training ---------------------------------------------------------------------------------------
 
@@ -523,15 +293,17 @@ class TorchEngine(ChatEngine):
         read_from: see `forward`.
         """
         ids = self._tensor(rows)
-        prefix = padded(prefixes) if prefixes is not None else None
         order = torch.arange(ids.shape[1], device=self.device)
         start = torch.tensor(starts, device=self.device)
-        mask = None
+        mask = prefix = None
         if prefixes is not None or len(rows) > 1:
-            own = (order[None] <= order[:, None]).expand(len(rows), -1, -1)
-            width = prefix[0][0].shape[2] if prefix else 0
-            before = torch.arange(width, device=self.device)[None] < start[:, None]
-            mask = torch.cat([before[:, None].expand(-1, len(order), -1), own], dim=2)[:, None]
+            width = max(map(_length, prefixes)) if prefixes else 0
+            before = (torch.arange(width, device=self.device) < start[:, None])[:, None]
+            own = (order <= order[:, None]).expand(len(rows), -1, -1)
+            mask = torch.cat([before.expand(-1, len(order), -1), own], dim=2)[:, None]
+            if prefixes:
+                padded = RowCache.of(prefixes, width).pairs
+                prefix = [(keys.transpose(1, 2), values.transpose(1, 2)) for keys, values in padded]
         return self.forward(ids, start[:, None] + order, mask, None, prefix, read_from)
 
     def label_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -539,16 +311,14 @@ class TorchEngine(ChatEngine):
         loss: Tensor = LabelLoss.apply(hidden, self._head, labels)  # type: ignore[no-untyped-call]
         return loss
 
-    # --- embedding --------------------------------------------------------------------------------------
-
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Mean-pooled final hidden states of the base weights, float32 [texts, width]."""
         out = []
         for text in texts:
             ids = self.chat.continuation("", text)[0][: self.context] or [self.chat.end_of_turn]
-            cache = self._rows([self._empty()], len(ids))
-            out.append(self._step(cache, [ids], [0])[0].float().mean(dim=0).cpu().numpy())
+            cache = RowCache(self._nothing, 1, len(ids))
+            out.append(self.step(cache, [ids], [0])[0].float().mean(dim=0).cpu().numpy())
         return np.stack(out)
 
     @contextmanager
@@ -556,12 +326,27 @@ class TorchEngine(ChatEngine):
         """Within the block, running out of memory is an EngineError: the machine's failure, not an answer."""
         try:
             yield
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise EngineError(f"out of memory: {error}") from error
-        except RuntimeError as error:
-            if "memory" in str(error).lower():
+        except (MemoryError, RuntimeError) as error:
+            full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+            if full or "memory" in str(error).lower():
                 raise EngineError(f"out of memory: {error}") from error
             raise
+
+
+def _only_read(block: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """Of the last layer's feed-forward block, the tokens whose hidden state somebody reads.
+
+    Nothing after it mixes tokens: what a prefix pass keeps of the last layer is its keys and values.
+    """
+    return (inputs[0][:, block.read_from :],)
+
+
+def _unread_too(block: Any, _: Any, output: Tensor) -> Tensor:
+    return torch.nn.functional.pad(output, (0, 0, block.read_from, 0)) if block.read_from else output
+
+
+def _length(kept: KeyValues) -> int:
+    return kept[0][0].shape[1]
 
 
 def _free_memory() -> int:
@@ -571,10 +356,10 @@ def _free_memory() -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), 0)
 
 
-def _chunks(parts: dict[int, list[int]], limit: int) -> Iterator[list[int]]:
+def _chunks(parts: Mapping[int, list[int]], limit: int) -> Iterator[list[int]]:
     """Rows grouped so that no pass exceeds `limit` tokens, padding included, and none is left out."""
     chunk: list[int] = []
-    for i in sorted(parts):
+    for i in parts:
         width = max(len(parts[j]) for j in [*chunk, i])
         if chunk and width * (len(chunk) + 1) > limit:
             yield chunk
@@ -582,27 +367,6 @@ def _chunks(parts: dict[int, list[int]], limit: int) -> Iterator[list[int]]:
         chunk.append(i)
     if chunk:
         yield chunk
-
-
-def _pick(logits: Tensor, history: list[int], sampling: Sampling, rng: torch.Generator) -> int:
-    """One token: penalty, temperature, top-k and top-p in transformers' order."""
-    logits = logits.float().cpu().clone()
-    if sampling.repetition_penalty != 1:
-        seen = torch.tensor(sorted(set(history)))
-        values = logits[seen]
-        logits[seen] = torch.where(
-            values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty
-        )
-    if sampling.temperature == 0:
-        return int(logits.argmax())
-    k = sampling.top_k or len(logits)
-    top, index = (logits / sampling.temperature).topk(min(k, len(logits)))
-    probabilities = top.softmax(dim=-1)
-    if not bool(probabilities.isfinite().all()):
-        return int(index[0])  # nothing to draw from; the log-probability says so, and the caller refuses it
-    before = probabilities.cumsum(dim=-1) - probabilities
-    probabilities[before >= sampling.top_p] = 0  # the first token always stays
-    return int(index[torch.multinomial(probabilities, 1, generator=rng)])
 
 
 __all__ = ["Adapter", "Counters", "TorchEngine"]

@@ -13,12 +13,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -42,7 +42,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 if TYPE_CHECKING:
-    from ttsi.engines.lora import Adapter, LoraLayers
+    from ttsi.engines.lora import Adapter
     from ttsi.engines.torch import TorchEngine
 
 NO_ACTIVATED = (
@@ -53,6 +53,8 @@ _FOLDER = "ttsi-adapters-"  # and the process that wrote it
 _CPU_CACHE = 512 << 20  # bytes of key-value cache on a CPU, or as much more as one context window takes
 _CPU_BLOCK = 32  # tokens of a cache block there; prompts share whole blocks
 _MOST_ADAPTERS = 16  # in one pass; with more, requests wait for each other
+# What is left to the torch engine.
+_TORCHS = {"device", "lora", "training_pass", "label_loss", "embed", "outside_failures"}
 
 Asked = tuple[Sequence[int], SamplingParams, LoRARequest | None]
 """What vLLM is asked for: the ids of a prompt, how to go on, and under which adapter."""
@@ -72,14 +74,11 @@ class ForcedTokens(LogitsProcessor):  # type: ignore[misc]
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        process_dict_updates(self.rows, batch_update, self._row)
+        def row(params: SamplingParams, _: Any, out: list[int]) -> tuple[Sequence[int], list[int]] | None:
+            forced = (params.extra_args or {}).get(_FORCED)
+            return (forced, out) if forced else None
 
-    @staticmethod
-    def _row(
-        params: SamplingParams, prompt: Sequence[int] | None, out: list[int]
-    ) -> tuple[Sequence[int], list[int]] | None:
-        forced = (params.extra_args or {}).get(_FORCED)
-        return (forced, out) if forced else None
+        process_dict_updates(self.rows, batch_update, row)
 
     def apply(self, logits: Tensor) -> Tensor:
         # A prompt that is read in several passes is asked for tokens that are then thrown away.
@@ -149,8 +148,12 @@ class VllmEngine(ChatEngine):
         _sweep()
         settings: dict[str, Any] = {"gpu_memory_utilization": self.gpu_memory_utilization}
         if not torch.cuda.is_available():
+            c = self.config
+            dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+            numbers = 2 * c.num_hidden_layers * c.num_key_value_heads * dim * self.context
+            window = numbers * (2 if self.dtype == "bfloat16" else 4)
             settings = {
-                "kv_cache_memory_bytes": max(_CPU_CACHE, self.context * self._token_bytes() * 9 // 8),
+                "kv_cache_memory_bytes": max(_CPU_CACHE, window * 9 // 8),
                 "block_size": _CPU_BLOCK,
                 # Prompts in one piece: what is drawn behind a piece is thrown away, and vLLM dies of the
                 # attempt to wind a CPU's generator back.
@@ -158,7 +161,7 @@ class VllmEngine(ChatEngine):
                 "max_num_batched_tokens": self.context,
             }
         threads = str(self.threads or os.environ.get("OMP_NUM_THREADS") or os.cpu_count())
-        with _environment(OMP_NUM_THREADS=threads):
+        with patch.dict(os.environ, OMP_NUM_THREADS=threads):
             return LLM(
                 str(self.folder),
                 skip_tokenizer_init=True,
@@ -177,13 +180,6 @@ class VllmEngine(ChatEngine):
                 **settings,
             )
 
-    def _token_bytes(self) -> int:
-        """Bytes of one token's keys and values."""
-        c = self.config
-        dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        width = 2 if self.dtype == "bfloat16" else 4
-        return int(2 * c.num_hidden_layers * c.num_key_value_heads * dim * width)
-
     def close(self) -> None:
         """Ends vLLM's processes; the next request starts them again."""
         llm, self._llm = self._llm, None
@@ -196,6 +192,8 @@ class VllmEngine(ChatEngine):
 
         After any failure vLLM is ended: what it was still at must not mix with the next request's replies.
         """
+        if not asked:
+            return []
         llm = self.llm
         try:
             done = llm.generate(
@@ -231,30 +229,18 @@ class VllmEngine(ChatEngine):
         limits = upto or [[len(text) for text in group] for group in continuations]
         asked: list[Asked] = []
         parts: list[list[tuple[str, list[int], list[int]]]] = []
-        for prompt, group, whole in zip(prompts, continuations, limits, strict=True):
-            before, row = self.encode(prompt).ids, []
-            for text, limit in zip(group, whole, strict=True):
-                ids, own, ends = self.chat.upto(opening, text, limit)
-                forced = ids[own:]
+        for prompt, group, ends in zip(prompts, continuations, limits, strict=True):
+            before = self.encode(prompt).ids
+            parts.append([])
+            for text, limit in zip(group, ends, strict=True):
+                ids, own, covered = self.chat.upto(opening, text, limit)
                 self.check_room(len(before) + len(ids), "to score")
-                if forced:
-                    params = SamplingParams(
-                        temperature=0.0,
-                        max_tokens=len(forced),
-                        logprobs=0,
-                        ignore_eos=True,
-                        detokenize=False,
-                        extra_args={_FORCED: forced},
-                    )
-                    asked.append(([*before, *ids[:own]], params, None))
-                row.append((text, forced, ends))
-            parts.append(row)
-        done = iter(self._ask(asked) if asked else [])
+                parts[-1].append((text, ids[own:], covered))
+                if ids[own:]:
+                    asked.append(([*before, *ids[:own]], _forcing(ids[own:]), None))
+        done = iter(self._ask(asked))
         return [
-            [
-                Scored(text, _followed(next(done), forced) if forced else (), tuple(ends))
-                for text, forced, ends in row
-            ]
+            [Scored(text, _followed(next(done), ids) if ids else (), tuple(ends)) for text, ids, ends in row]
             for row in parts
         ]
 
@@ -286,14 +272,16 @@ class VllmEngine(ChatEngine):
         ]
 
     def _params(self, seed: int, k: int, sampling: Sampling) -> SamplingParams:
-        """How the k-th reply to a request is decoded; each has a seed of its own, the same as under torch."""
-        drawn = sampling.temperature > 0
+        """How the k-th reply to a request is decoded; each has a seed of its own, the same as under torch.
+
+        At temperature 0 vLLM itself lets go of what is about drawing.
+        """
         return SamplingParams(
             temperature=sampling.temperature,
-            top_p=sampling.top_p if drawn else 1.0,
-            top_k=sampling.top_k if drawn else 0,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
             repetition_penalty=sampling.repetition_penalty,
-            seed=reply_seed(seed, k) if drawn else None,
+            seed=reply_seed(seed, k),
             max_tokens=sampling.max_tokens,
             stop_token_ids=sorted(self.chat.stop_ids),
             logprobs=0,
@@ -313,25 +301,26 @@ class VllmEngine(ChatEngine):
         for adapter in distinct.values():
             if adapter.settings.mode == "activated":
                 raise ValueError(NO_ACTIVATED)
-            if adapter.settings.rank > self.rank:
-                raise ValueError(
-                    f"an adapter of rank {adapter.settings.rank}, but the engine serves up to {self.rank}"
-                )
+            if (rank := adapter.settings.rank) > self.rank:
+                raise ValueError(f"an adapter of rank {rank}, but the engine serves up to {self.rank}")
         if not distinct:
             yield [None] * len(adapters)
             return
-        folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=_memory()))
         loras: dict[int, LoRARequest] = {}
-        try:
-            for key, adapter in distinct.items():
-                self._loads += 1
-                name = f"ttsi-{self._loads}"
-                self._write(adapter, folder / name)
-                loras[key] = LoRARequest(name, self._loads, str(folder / name))
-            yield [None if a is None else loras[id(a)] for a in adapters]
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            self._forget(loras.values())
+        prefix = f"{_FOLDER}{os.getpid()}-"
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=_memory(), ignore_cleanup_errors=True) as folder:
+            try:
+                for key, adapter in distinct.items():
+                    self._loads += 1
+                    at = Path(folder, f"ttsi-{self._loads}")
+                    self.lora.save(adapter, at, base_model=self.name, invocation=())
+                    loras[key] = LoRARequest(at.name, self._loads, str(at))
+            except (OSError, SafetensorError) as error:
+                raise EngineError(f"an adapter could not be written to {folder}: {error}") from error
+            try:
+                yield [None if a is None else loras[id(a)] for a in adapters]
+            finally:
+                self._forget(loras.values())
 
     def _forget(self, loras: Iterable[LoRARequest]) -> None:
         """Evicts the adapters; a vLLM that can't even do that is ended."""
@@ -342,12 +331,6 @@ class VllmEngine(ChatEngine):
         except Exception:
             self.close()
 
-    def _write(self, adapter: Adapter, folder: Path) -> None:
-        try:
-            self.lora.save(adapter, folder, base_model=self.name, invocation=())
-        except (OSError, SafetensorError) as error:
-            raise EngineError(f"an adapter could not be written to {folder.parent}: {error}") from error
-
     # --- training and embedding, by torch ---------------------------------------------------------------
 
     @cached_property
@@ -357,39 +340,26 @@ class VllmEngine(ChatEngine):
 
         return TorchEngine(self.folder, name=self.name, dtype=self.dtype, threads=self.threads, pack=False)
 
-    @property
-    def device(self) -> torch.device:
-        return self.training.device
-
-    @property
-    def lora(self) -> LoraLayers:
-        return self.training.lora
-
-    def training_pass(self, rows: Any, starts: Any, prefixes: Any, read_from: int) -> Tensor:
-        """As `TorchEngine.training_pass`; an adapter that begins behind a prefix is an activated one."""
-        if prefixes is not None:
-            raise ValueError(NO_ACTIVATED)
-        return self.training.training_pass(rows, starts, None, read_from)
+    def __getattr__(self, name: str) -> Any:
+        if name in _TORCHS:
+            return getattr(self.training, name)
+        raise AttributeError(name)
 
     def prefix(self, ids: tuple[int, ...]) -> Any:
-        """Nothing that vLLM keeps can be had: only activated adapters would train behind it."""
+        """Refused: nothing that vLLM keeps can be had, and only an activated adapter trains behind it."""
         raise ValueError(NO_ACTIVATED)
-
-    def label_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """As `TorchEngine.label_loss`."""
-        return self.training.label_loss(hidden, labels)
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """As `TorchEngine.embed`."""
-        return self.training.embed(texts)
-
-    def outside_failures(self) -> AbstractContextManager[None]:
-        """As `TorchEngine.outside_failures`: around training and embedding."""
-        return self.training.outside_failures()
 
 
 def _log_probs(done: Any) -> tuple[float, ...]:
     return tuple(step[token].logprob for token, step in zip(done.token_ids, done.logprobs, strict=True))
+
+
+def _forcing(ids: Sequence[int]) -> SamplingParams:
+    """Makes a reply these token ids, and has their log-probabilities reported."""
+    extra = {_FORCED: ids}
+    return SamplingParams(
+        temperature=0.0, max_tokens=len(ids), logprobs=0, ignore_eos=True, detokenize=False, extra_args=extra
+    )
 
 
 def _followed(done: Any, forced: Sequence[int]) -> tuple[float, ...]:
@@ -397,21 +367,6 @@ def _followed(done: Any, forced: Sequence[int]) -> tuple[float, ...]:
     if list(done.token_ids) != list(forced):
         raise EngineError("vLLM did not follow the tokens to score: its version is not the one pinned")
     return _log_probs(done)
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Within the block these variables are set: what vLLM's processes start with."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _memory() -> Path:
