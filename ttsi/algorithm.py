@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ttsi.stages import NOT_RUN, Adapted, Done, Fitted, Lesson, Replies, Stages, Who
+from ttsi.stages import source as source_of
 from ttsi.types import Fit, Query, Synthesis, Uncertainty
 
 
@@ -31,12 +32,13 @@ class Lessons:
 class Taught:
     """What became of lessons: answers of adapted models, or of the model as it is with an example to look at.
 
-    shared: how the adapter was trained that all these answers have in common.
+    shared: how the adapter was trained that all these answers have in common; pool_n: on how many samples.
     """
 
     adapted: Mapping[str, Done[Adapted]] = field(default_factory=dict)
     shown: Mapping[str, Done[Replies]] = field(default_factory=dict)
     shared: Fitted | None = None
+    pool_n: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,11 @@ class Outcome:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
+S = TypeVar("S", bound=Stages)
 Certainty = Mapping[str, Done[Uncertainty]]
-Whom = Callable[[Stages, Sequence[Query], Certainty], Sequence[Query]]
-Source = Callable[[Stages, Sequence[Query]], Lessons]
-Arrival = Callable[[Stages, Sequence[Query], Mapping[str, Lesson]], Taught]
+Whom = Callable[[S, Sequence[Query], Certainty], Sequence[Query]]
+Source = Callable[[S, Sequence[Query]], Lessons]
+Arrival = Callable[[S, Sequence[Query], Mapping[str, Lesson]], Taught]
 
 
 def uncertain(stages: Stages, queries: Sequence[Query], certainty: Certainty) -> list[Query]:
@@ -87,11 +90,11 @@ def by_adapter(stages: Stages, queries: Sequence[Query], lessons: Mapping[str, L
 
 
 def self_improve(
-    stages: Stages,
+    stages: S,
     queries: Sequence[Query],
-    whom: Whom = uncertain,
-    source: Source = own_examples,
-    arrival: Arrival = by_adapter,
+    whom: Whom[S] = uncertain,
+    source: Source[S] = own_examples,
+    arrival: Arrival[S] = by_adapter,
     asks_h: bool = True,
 ) -> list[Outcome]:
     """Algorithm 1 of the paper, and with other choices its rivals: whom to teach, from what, how it arrives.
@@ -115,7 +118,7 @@ def self_improve(
             certainty.get(q.id),
             lessons.written.get(q.id),
             taught.adapted.get(q.id),
-            taught.shared,
+            taught,
         )
         for q in queries
     ]
@@ -128,7 +131,7 @@ def outcome(
     certainty: Done[Uncertainty] | None = None,
     written: Done[Synthesis] | None = None,
     trained: Done[Adapted] | None = None,
-    shared: Fitted | None = None,
+    taught: Taught | None = None,
 ) -> Outcome:
     """The stages of one query as its outcome; without an `answer` the adapted model's stands."""
     used: list[Done[Any]] = [d for d in (certainty, written, trained, answer) if d is not None]
@@ -146,8 +149,9 @@ def outcome(
         diverged=adapted is not None and answer is not None,
         synthesis=written.value if written else None,
         fit=adapted.fit if adapted else None,
-        shared=shared,
-        source="loaded" if any(d.source == "loaded" for d in used) else "computed",
+        shared=taught.shared if taught else None,
+        pool_n=taught.pool_n if taught else None,
+        source=source_of(used),
         seconds={
             "h": certainty.seconds if certainty else 0.0,
             "g": written.seconds if written else 0.0,

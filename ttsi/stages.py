@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar
@@ -131,7 +131,7 @@ def stage(
 ) -> Callable[Concatenate[S, Sequence[Query], P], dict[str, Done[T]]]:
     """A computation on a batch as a stage: results by query id, each with its share of the seconds."""
 
-    def timed(self: S, queries: Sequence[Query], *args: P.args, **kwargs: P.kwargs) -> dict[str, Done[T]]:
+    def timed(self: S, queries: Sequence[Query], /, *args: P.args, **kwargs: P.kwargs) -> dict[str, Done[T]]:
         began = time.perf_counter()
         values = compute(self, queries, *args, **kwargs) if queries else []
         share = (time.perf_counter() - began) / max(1, len(queries))
@@ -293,6 +293,11 @@ def worked(query: Query, written: Synthesis) -> tuple[Worked, ...]:
         Worked(replace(query, messages=(Message("user", e.question),)), format_calls(e.calls))
         for e in written.examples
     )
+
+
+def source(parts: Iterable[Done[Any]]) -> str:
+    """Where something made of several results is from: "loaded" if any of them is."""
+    return "loaded" if any(d.source == "loaded" for d in parts) else "computed"
 
 
 def finite(replies: Replies) -> Replies:
