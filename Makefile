@@ -41,7 +41,7 @@ export: setup ## what was run into results/PROFILE, its outputs into the noteboo
 	@$(PY) -m study.notebooks keep --profile $(PROFILE) $(N)
 
 plan: setup ## what `make reproduce` would compute, in time and disk
-	@$(PY) -c "import sys; from study.run.study import Study; print(Study(sys.argv[1]).plan())" $(PROFILE)
+	@$(PY) -c "import sys; from study.run.plan import plan; from study.run.study import Study; print(plan(Study(sys.argv[1])))" $(PROFILE)
 
 notebook: setup ## one analysis with other parameters: make notebook N=02 ARGS="benchmarks=['sealtool'] n=8"
 	@$(if $(N),,$(error say which one, e.g. make notebook N=02))

@@ -39,6 +39,9 @@ from study.analysis.tables import write
 from study.data import sources
 from study.run import results
 from study.run.config import load_profile
+from study.run.export import export as export_to
+from study.run.export import load_into
+from study.run.plan import plan as plan_of
 from study.run.store import StoreError
 from study.run.study import Study
 
@@ -47,7 +50,7 @@ RESULTS = Path("results")
 ARGS = "TTSI_ARGS"
 _EXPECTED = {"StoreError", "Unavailable", "WrongBytes"}  # their messages say all there is to say
 _KERNEL = "ttsi-this-python"
-_EMPTY = "from study.run import study\nstudy.keep_models()\nget_ipython().reset()"
+_EMPTY = "from study.run import engines\nengines.keep_models()\nget_ipython().reset()"
 _ANSI = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 
 
@@ -306,14 +309,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_all(notebooks(), {"profile": name, "source": str(source.absolute())})
         elif asked.command == "export":
             study = Study(load_profile(asked.profile))
-            folder = study.export(asked.to or RESULTS / study.profile.name)
+            folder = export_to(study, asked.to or RESULTS / study.profile.name)
             size = sum(path.stat().st_size for path in folder.iterdir())
             print(f"{len(study.records())} records and what they come from: {folder}, {size / 1e6:.1f} MB")
         else:
             study = Study(load_profile(asked.profile))
             if asked.source:
-                results.load_into(study.store.path, asked.source)
-            print(study.plan(), flush=True)
+                load_into(study.store.path, asked.source)
+            print(plan_of(study), flush=True)
             study.fetch()
             run_all(notebooks(), {"profile": asked.profile})
     except PapermillExecutionError as error:

@@ -14,7 +14,7 @@ import pytest
 
 from study.data import benchmarks, pools
 from study.data.judge import gold_calls
-from study.run import arms
+from study.run import arms, lessons
 from study.run.arms import ARMS
 from study.run.study import Study
 from ttsi import trainer
@@ -304,7 +304,7 @@ def test_the_donor_is_the_next_with_other_tools(finished: Study) -> None:
     queries: list[Query] = [s.query for s in finished.samples("fixture", 0)]
     names = [{t.name for t in q.tools} for q in queries]
     for i, query in enumerate(queries):
-        donor = arms._next_with_other_tools(query, queries, queries)
+        donor = lessons.next_with_other_tools(query, queries, queries)
         assert donor is not None and {t.name for t in donor.tools} != names[i]
         between = [*range(i + 1, len(queries)), *range(i)]
         first = next(j for j in between if names[j] != names[i])

@@ -55,7 +55,8 @@ def test_the_plan_of_the_paper_starts_no_model(tmp_path: Path) -> None:
     program = """
 import sys
 from study.run.study import Study
-print(Study("paper", n=2, benchmarks=["fixture"], arms=["base", "tt_si", "tt_d"]).plan())
+from study.run.plan import plan
+print(plan(Study("paper", n=2, benchmarks=["fixture"], arms=["base", "tt_si", "tt_d"])))
 print({"torch", "vllm"} & set(sys.modules))"""
     env = {**os.environ, "TTSI_RUNS": str(tmp_path)}
     done = subprocess.run(

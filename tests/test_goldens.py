@@ -28,7 +28,7 @@ import pytest
 import ttsi
 from study.data.models import model_hash
 from study.run.config import Profile
-from study.run.results import load_into
+from study.run.export import export, load_into
 from study.run.store import Store, settings_hash
 from study.run.study import Study
 from ttsi.engines.base import Prompt, Request
@@ -103,7 +103,7 @@ def again(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         if study.missing:
             pytest.skip(f"the keys hold hashes of the data: {'; '.join(study.missing.values())}")
         assert any(len(frame) for frame in frames)
-        return Again(committed, study.export(runs / "again"), found)
+        return Again(committed, export(study, runs / "again"), found)
 
 
 def test_every_stored_result_is_found(again: Again) -> None:

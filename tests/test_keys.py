@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from study.data.pools import Worked
 from study.run import keys
-from ttsi.types import PAPER_SAMPLING, LoraSettings, Message, Query, Sampling, Tool
+from ttsi.types import PAPER_SAMPLING, LoraSettings, Message, Query, Sampling, Tool, Worked
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer", "enum": [1, 2.5, None, True]}}}
 NO_TOOLS = Worked(Query("a-1", "a", (Message("user", 'It\'s “so”:\n"é" \\ \u200b?'),), ()), "[]")

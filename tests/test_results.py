@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 
 from study.data import benchmarks, sources
-from study.run import results
+from study.run import redaction
+from study.run.export import export, load_into
 from study.run.memory import REDACTED
-from study.run.results import Redactor, Results, load_into, quotations
+from study.run.redaction import Redactor, quotations
+from study.run.results import Results
 from study.run.study import Study, open_study
 from ttsi import trainer
 from ttsi.synthesizer import copy_ratio
@@ -44,15 +46,15 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 @pytest.fixture(scope="module")
 def folder(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return study.export(tmp_path_factory.mktemp("results") / "smoke")
+    return export(study, tmp_path_factory.mktemp("results") / "smoke")
 
 
 @pytest.fixture(scope="module")
 def secret(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run's export, as if the fixture were a benchmark that may not be quoted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "FREE", frozenset())
-        return study.export(tmp_path_factory.mktemp("secret") / "smoke")
+        patch.setattr(redaction, "FREE", frozenset())
+        return export(study, tmp_path_factory.mktemp("secret") / "smoke")
 
 
 def read(folder: Path, **overrides: Any) -> Results:
@@ -185,7 +187,7 @@ def test_no_question_leaves(study: Study, folder: Path, secret: Path) -> None:
             for row in table.to_dict("records"):
                 texts = [t for column in ("value", "reply") for t in strings(row.get(column))]
                 found += sum(
-                    copy_ratio(t, asked[row["sample"]]) >= results.ALIKE
+                    copy_ratio(t, asked[row["sample"]]) >= redaction.ALIKE
                     for t in texts
                     if row["sample"] in asked
                 )
@@ -248,7 +250,7 @@ def test_quotations_and_likeness() -> None:
     assert len(quotations("one two three four five six seven eight nine")) == 2
 
 
-COMMITTED = sorted(p.parent for p in (Path(results.__file__).parents[2] / "results").glob("*/header.json"))
+COMMITTED = sorted(p.parent for p in (Path(redaction.__file__).parents[2] / "results").glob("*/header.json"))
 
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda p: p.name)

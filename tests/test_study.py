@@ -20,11 +20,11 @@ import pytest
 import torch
 
 from study.data import benchmarks
-from study.run import memory
-from study.run import study as study_module
+from study.run import engines, keys
 from study.run.arms import ARMS
 from study.run.config import load_profile
-from study.run.stages import StoredStages
+from study.run.keys import Keys
+from study.run.plan import plan
 from study.run.store import Row
 from study.run.study import Study
 from ttsi import conversations, prompts
@@ -229,7 +229,7 @@ def test_a_benchmark_that_is_missing_is_named_and_the_study_goes_on(
     monkeypatch.setattr(sources, "benchmark_file", no_file)
     study = Study(smoke_run.profile.model_copy(update={"benchmarks": {"sealtool": 4, "fixture": None}}))
     study.store = smoke_run.store
-    assert "TTSI_DATA" in study.plan()
+    assert "TTSI_DATA" in plan(study)
     study.run()
     study.score()
     assert study.examples("sealtool") == {}
@@ -275,12 +275,12 @@ def test_too_long_is_said_once_and_not_tried_again(runs: Path, monkeypatch: pyte
 
 
 def test_models_are_taken_over_only_where_they_were_kept(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_module, "_KEPT", {})
+    monkeypatch.setattr(engines, "_KEPT", {})
     first = Study("smoke", n=1, **METHOD)
     assert Study("smoke", n=1, **METHOD).engine is not first.engine
-    study_module.keep_models()
-    engines = [Study("smoke", n=2, **METHOD).engine, Study("smoke", n=1, dtype="bfloat16", **METHOD).engine]
-    assert [e is first.engine for e in engines] == [True, False]
+    engines.keep_models()
+    got = [Study("smoke", n=2, **METHOD).engine, Study("smoke", n=1, dtype="bfloat16", **METHOD).engine]
+    assert [e is first.engine for e in got] == [True, False]
 
 
 def test_a_group_that_was_cut_is_computed_whole(runs: Path) -> None:
@@ -301,8 +301,8 @@ def test_other_words_in_a_prompt_are_other_results(monkeypatch: pytest.MonkeyPat
     """Whatever writes them: the prompts, the reading of messages, or the reading of tools."""
 
     def key() -> str:
-        memory.prompts_hash.cache_clear()
-        return memory.prompts_hash("fixture", 0, "shuffled", False)
+        keys.prompts_hash.cache_clear()
+        return keys.prompts_hash("fixture", 0, "shuffled", False)
 
     before = key()
     assert key() == before
@@ -316,15 +316,14 @@ def test_other_words_in_a_prompt_are_other_results(monkeypatch: pytest.MonkeyPat
         patch.setitem(conversations._ROLES, "agent", "user")
         assert key() != before, "one conversation of the fixture has an agent"
     assert key() == before
-    memory.prompts_hash.cache_clear()
+    keys.prompts_hash.cache_clear()
 
 
 def test_the_key_is_the_same_for_any_n_and_differs_by_seed(runs: Path) -> None:
     few, seeds = Study("smoke", n=3, **METHOD), Study("smoke", seeds=[1], **METHOD)
-    asked = [
-        StoredStages(s, "fixture", s.profile.seeds[0], "direct", False)._settings() for s in (few, seeds)
-    ]
-    assert asked[0] == StoredStages(Study("smoke", **METHOD), "fixture", 0, "direct", False)._settings()
+    asked = [Keys(s.profile, s.dtype, "fixture", s.profile.seeds[0]).common() for s in (few, seeds)]
+    whole = Study("smoke", **METHOD)
+    assert asked[0] == Keys(whole.profile, whole.dtype, "fixture", 0).common()
     assert asked[0]["samples"] != asked[1]["samples"]
 
 
@@ -334,7 +333,8 @@ def test_the_key_is_the_same_for_any_n_and_differs_by_seed(runs: Path) -> None:
 def test_the_plan_loads_no_model_and_no_torch(tmp_path: Path) -> None:
     program = """import sys
 from study.run.study import Study
-print(Study("smoke").plan())
+from study.run.plan import plan
+print(plan(Study("smoke")))
 print("torch" in sys.modules)"""
     env = {**os.environ, "TTSI_RUNS": str(tmp_path)}
     done = subprocess.run(
@@ -346,16 +346,16 @@ print("torch" in sys.modules)"""
 
 
 def test_the_plan_of_a_finished_run_is_empty(smoke_run: Study) -> None:
-    lines = smoke_run.plan().splitlines()[1:-2]
+    lines = plan(smoke_run).splitlines()[1:-2]
     counts = [re.findall(r" (\d+) samples, +(\d+) stored", line) for line in lines]
     assert len(lines) == 5 and all(asked == stored for ((asked, stored),) in counts)
-    assert "Estimated 0 minutes" in smoke_run.plan()
+    assert "Estimated 0 minutes" in plan(smoke_run)
     bare = Study(smoke_run.profile.model_copy(update={"k": 3}))
     bare.store = smoke_run.store
     assert any(
         asked != stored
         for ((asked, stored),) in (
-            re.findall(r" (\d+) samples, +(\d+) stored", line) for line in bare.plan().splitlines()[1:-2]
+            re.findall(r" (\d+) samples, +(\d+) stored", line) for line in plan(bare).splitlines()[1:-2]
         )
     )
 

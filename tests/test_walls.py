@@ -34,16 +34,11 @@ ANALYSIS = {
     ("study.analysis.tables.synthetic", "ttsi.calls"),
     ("study.analysis.tables.synthetic", "ttsi.types"),
 }
-CIRCLES = {
-    ("study.run.frames", "study.run.plan", "study.run.ray", "study.run.results", "study.run.study"),
-}
+CIRCLES: set[tuple[str, ...]] = set()
 LONG = {
     "study/analysis/statistics.py",
     "study/analysis/tables/cost.py",
-    "study/run/arms.py",
     "study/run/ray.py",
-    "study/run/results.py",
-    "study/run/stages.py",
     "study/run/study.py",
     "tools/bench.py",
     "tools/bench_report.py",

@@ -24,7 +24,7 @@ from typing import Any
 
 from study.analysis import tables
 from study.data import benchmarks, sources
-from study.run.study import commit
+from study.run.provenance import commit
 from ttsi.engines.base import native_dtype
 from ttsi.types import PAPER_SAMPLING, LoraSettings, Sample, Sampling
 

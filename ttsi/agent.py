@@ -3,32 +3,31 @@
     agent = Agent("path/to/a/model", tools)
     answer = agent.call("Remind me to water the plants at 7 pm")
 
-The study answers samples in batches and keeps every stage in a store; this module asks the same stages
-(`estimator`, `synthesizer`, `trainer`) for one question at a time and keeps nothing but the loaded model.
+The study answers samples in batches and keeps every stage in a store; this module runs the same algorithm on
+one question at a time and keeps nothing but the loaded model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
-from ttsi import estimator, prompts, synthesizer
+from ttsi import estimator
+from ttsi.algorithm import own_examples, self_improve
 from ttsi.calls import parse_calls
 from ttsi.conversations import read_messages
 from ttsi.declared import schema_errors
-from ttsi.engines.base import Engine, Request
+from ttsi.engines.base import Engine, EngineError
 from ttsi.schemas import BadField, read_tool
-from ttsi.seeds import seed_for
+from ttsi.stages import Done, Lesson, Method, Replies, Stages, Trained, Who
 from ttsi.strict_json import require_plain
 from ttsi.types import (
     PAPER_SAMPLING,
@@ -41,6 +40,7 @@ from ttsi.types import (
     Message,
     Query,
     Sampling,
+    Scored,
     Synthesis,
     Tool,
     Uncertainty,
@@ -126,11 +126,17 @@ class Agent:
         seed: int = 0,
         dtype: str = "auto",
     ) -> None:
-        self.tau, self.k, self.retries, self.seed = tau, k, retries, seed
-        self.layout: Layout = layout
-        self.opening = prompts.opening(layout) if required else ""
-        self.lora = replace(lora or LoraSettings(), mode=mode)
-        self.answering, self.writing = replace(answering or Sampling(), n=1), replace(writing, n=1)
+        self.method = Method(
+            tau=tau,
+            k=k,
+            retries=retries,
+            lora=replace(lora or LoraSettings(), mode=mode),
+            answering=replace(answering or Sampling(), n=1),
+            writing=replace(writing, n=1),
+            layout=layout,
+            answer_opening=required,
+            seed=seed,
+        )
         self.tools = [_tool(t) for t in tools]
         self._query("…")  # tools that can't be read are refused before a model is loaded
         self.engine = _load(model, dtype) if isinstance(model, str | Path) else model
@@ -166,8 +172,54 @@ class Agent:
         return Query(f"live-{name}", "live", read, tools)
 
 
+class _Once(Stages):
+    """One question's stages: each is computed once, by one thread at a time on one model, and then kept.
+
+    seconds: what each stage that has run took, less the wait for its turn.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        super().__init__(agent.engine, agent.method, agent.writer)
+        self.seconds: dict[Stage, float] = {}
+        self._lock = agent.lock
+        self._kept: dict[Stage, Any] = {}
+
+    def answer(self, queries: Sequence[Query], who: Who = "self", block: int = 0) -> dict[str, Done[Replies]]:
+        return self._once("base", queries, super().answer, who, block)
+
+    def scored(
+        self, queries: Sequence[Query], form: estimator.Candidate = "name"
+    ) -> dict[str, Done[tuple[Scored, ...]]]:
+        return self._once("h", queries, super().scored, form)
+
+    def synthesize(
+        self, queries: Sequence[Query], who: Who = "self", first: int = 0, k: int | None = None
+    ) -> dict[str, Done[Synthesis]]:
+        return self._once("g", queries, super().synthesize, who, first, k)
+
+    def train(self, queries: Sequence[Query], lessons: Mapping[str, Lesson]) -> dict[str, Done[Trained]]:
+        return self._once("t", queries, super().train, lessons)
+
+    def reply(
+        self,
+        queries: Sequence[Query],
+        adapters: Mapping[str, Any],
+        lessons: Mapping[str, Lesson] | None = None,
+        shown: bool = False,
+    ) -> dict[str, Done[Replies]]:
+        return self._once("answer", queries, super().reply, adapters, lessons, shown)
+
+    def _once(self, name: Stage, queries: Sequence[Query], compute: Any, *args: Any) -> Any:
+        if queries and name not in self._kept:
+            alone = name != "g" or self.engine("teacher") is self.engine()
+            with self._lock if alone else nullcontext():
+                self._kept[name] = compute(queries, *args)
+            self.seconds[name] = self._kept[name][queries[0].id].seconds
+        return self._kept[name] if queries else {}
+
+
 class Live:
-    """One question's stages, each computed when it is first needed and then kept.
+    """One question, whose stages are computed when they are first needed and then kept.
 
     So τ can be moved, and answers before and after compared, without computing anything twice. It belongs to
     one thread; the agent that opened it may be shared.
@@ -175,69 +227,47 @@ class Live:
 
     def __init__(self, agent: Agent, query: Query) -> None:
         self.agent, self.query = agent, query
-        self.seconds: dict[Stage, float] = {}
+        self._stages = _Once(agent)
+        self.seconds = self._stages.seconds
         """What each stage that has run took; "base" is the answer of the model as it is."""
 
-    @cached_property
+    @property
     def certainty(self) -> Uncertainty:
         """H: the margin over the tools, and their log-probabilities (nats)."""
-        with self._stage("h") as engine:
-            return estimator.estimate(engine, self.query, layout=self.agent.layout)
+        return self._value(self._stages.score([self.query]))
 
-    @cached_property
+    @property
     def synthesis(self) -> Synthesis:
         """G: the examples that the model (or the teacher) writes of the question and the tools."""
-        a = self.agent
-        with self._stage("g", a.writer is a.engine):
-            return synthesizer.synthesize(
-                a.writer,
-                [self.query],
-                self._attempt_seed,
-                a.writing,
-                k=a.k,
-                retries=a.retries,
-                layout=a.layout,
-            )[0]
+        return self._value(_written(self._stages, [self.query]).written)
 
-    @cached_property
+    @property
     def trained(self) -> tuple[Adapter, Fit] | None:
         """T: an adapter trained on the examples; None if there are none or training diverged."""
-        if self.synthesis.failed:
+        if not (lessons := _written(self._stages, [self.query]).by_id):
             return None
-        from ttsi import trainer
+        done = self._value(self._stages.train([self.query], lessons))
+        return (done.adapter, done.fit) if done.fit else None
 
-        seed, layout = self._seed("adapter"), self.agent.layout
-        job = trainer.job(self.query.tools, self.synthesis.examples, seed, layout)
-        with self._stage("t") as engine:
-            return trainer.fit(engine, [job], self.agent.lora)[0]
-
-    @cached_property
+    @property
     def before(self) -> Generation:
         """The reply of the model as it is."""
-        return self._reply("base")
+        return self._value(self._stages.answer([self.query]))[0]
 
-    @cached_property
+    @property
     def after(self) -> Generation | None:
         """The reply of the adapted model; None if there is no adapter or it spoils every token."""
-        if not self.trained:
+        if not (lessons := _written(self._stages, [self.query]).by_id):
             return None
-        reply = self._reply("answer", self.trained[0])
-        # What the last step spoils no loss shows: that is divergence too, as in the study.
-        return reply if all(map(math.isfinite, reply.log_probs)) else None
+        return next(iter(self._value(self._stages.adapt([self.query], lessons)).replies), None)
 
     def answer(self, tau: float | None = None) -> Answer:
         """Algorithm 1 at a threshold (the agent's own by default), from the stages that it needs."""
-        tau = self.agent.tau if tau is None else tau
-        uncertain = self.certainty.margin < tau  # H
-        adapted = self.after if uncertain else None  # G and T
-        reply = adapted or self.before
-        written = self.synthesis if uncertain else Synthesis(())
-        fit = self.trained[1] if uncertain and self.trained else None
+        tau = self.agent.method.tau if tau is None else tau
+        done = self_improve(self._stages.under(tau=tau), [self.query], source=_written)[0]
+        reply, written = done.replies[0], done.synthesis or Synthesis(())
         parsed = parse_calls(reply.text)
         problems = [f"{c.name}: {e}" for c in parsed.calls for e in schema_errors(c, self.query.tools)]
-        ran: dict[str, Stage | None] = {"h": "h", "g": None, "t": None, "answer": "base"}
-        ran |= {"g": "g", "t": "t"} if uncertain else {}
-        ran |= {"answer": "answer"} if adapted else {}
         return Answer(
             calls=parsed.calls,
             text=reply.text,
@@ -247,37 +277,24 @@ class Live:
             margin=self.certainty.margin,
             log_probs=dict(zip((t.name for t in self.query.tools), self.certainty.log_probs, strict=True)),
             tau=tau,
-            uncertain=uncertain,
-            adapted=adapted is not None,
-            diverged=uncertain and not written.failed and adapted is None,
+            uncertain=done.uncertain,
+            adapted=done.adapted,
+            diverged=done.diverged,
             examples=written.examples,
             failures=written.failures,
-            losses=fit.losses if fit else (),
-            seconds={name: self.seconds.get(stage, 0.0) if stage else 0.0 for name, stage in ran.items()},
+            losses=done.fit.losses if done.fit else (),
+            seconds=done.seconds,
         )
 
-    def _reply(self, stage: Stage, adapter: Adapter | None = None) -> Generation:
-        # The base answer, where it is there already, is what the adapted one mostly repeats.
-        draft = self.before.tokens if adapter and "before" in vars(self) else ()
-        seed = self._seed("answer")
-        prompt = prompts.act(self.query, self.agent.layout)
-        request = Request(prompt, seed, self.agent.opening, adapter, draft=draft, lookup=True)
-        with self._stage(stage) as engine:
-            return engine.generate([request], self.agent.answering)[0][0]
+    def _value(self, found: Mapping[str, Done[T]]) -> T:
+        done = found[self.query.id]
+        if done.value is None:
+            raise EngineError(done.error)
+        return done.value
 
-    def _seed(self, stage: str, attempt: int = 0) -> int:
-        return seed_for(self.agent.seed, "live", self.query.id, stage, attempt)
 
-    def _attempt_seed(self, _: str, attempt: int) -> int:
-        return self._seed("example", attempt)
-
-    @contextmanager
-    def _stage(self, stage: Stage, alone: bool = True) -> Iterator[TorchEngine]:
-        """The model, if wanted for this thread alone; notes the time that the block takes, less the wait."""
-        with self.agent.lock if alone else nullcontext():
-            began = time.perf_counter()
-            yield self.agent.engine
-            self.seconds[stage] = time.perf_counter() - began
+_written = partial(own_examples, who="teacher")
+"""G's source: an agent's teacher is its writer, which may be the model itself."""
 
 
 def _load(model: str | Path, dtype: str) -> TorchEngine:

@@ -92,6 +92,14 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Worked:
+    """A question with its tools and the reply to it: to be trained on, or to be shown in a prompt."""
+
+    query: Query
+    reply: str
+
+
+@dataclass(frozen=True)
 class Sample:
     """A query with its gold calls.
 

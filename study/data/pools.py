@@ -7,7 +7,6 @@ as a stand-in for the paper's xLAM, which is gated; never where BFCL is what is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
@@ -15,19 +14,11 @@ from study.data import benchmarks
 from study.data.judge import gold_calls
 from ttsi.calls import format_calls
 from ttsi.seeds import seed_for
-from ttsi.types import Query, Sample
+from ttsi.types import Query, Sample, Worked
 
 IN_DOMAIN = {"sealtool": "sealtool_train", "fixture": "fixture_train"}
 OUT_OF_DOMAIN = {"fixture": "fixture_train"}  # the fixture must do without a download
 _TOOLS = 8  # a pool's samples have no more tools than the benchmarks' usually do
-
-
-@dataclass(frozen=True)
-class Worked:
-    """A question with its tools and the reply to it: to be trained on, or to be shown in a prompt."""
-
-    query: Query
-    reply: str
 
 
 class NoPool(ValueError):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ttsi.stages import Method
 from ttsi.types import PAPER_SAMPLING, Layout, LoraSettings, Sampling
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
@@ -175,21 +176,45 @@ class Profile(BaseModel):
         """What records call the teacher; "" without one."""
         return str(self.teacher["model"]) if isinstance(self.teacher, dict) else self.teacher or ""
 
-    def lora(self, mode: TrainingMode, epochs: int | None = None) -> LoraSettings:
+    def lora(self, mode: TrainingMode) -> LoraSettings:
         """T's settings in a mode."""
         return LoraSettings(
             rank=self.rank,
             alpha=self.alpha,
-            epochs=epochs or self.epochs,
+            epochs=self.epochs,
             learning_rate=self.learning_rate,
             mode=mode,
         )
+
+    def method(self, mode: TrainingMode = "exact", voted: bool = False, seed: int = 0) -> Method:
+        """What H, G and T are asked to do in a training mode; voted: whether an answer is several replies."""
+        return Method(
+            tau=self.tau,
+            k=self.k,
+            retries=self.retries,
+            lora=self.lora(mode),
+            answering=self.vote_sampling if voted else self.direct_sampling,
+            writing=self.synthesis_sampling,
+            candidate=self.candidate,
+            normalise=self.normalise,
+            validate=self.validate_examples,
+            novelty=self.novelty,
+            layout=self.layout,
+            answer_opening=self.answer_opening,
+            bank=self.bank,
+            seed=seed,
+        )
+
+    @property
+    def greedy_sampling(self) -> Sampling:
+        """Greedy decoding of so many tokens as an answer may have."""
+        return Sampling(max_tokens=self.answer_tokens)
 
     @property
     def direct_sampling(self) -> Sampling:
         """How a direct answer is decoded."""
         if self.answer_temperature == 0:
-            return Sampling(max_tokens=self.answer_tokens)
+            return self.greedy_sampling
         return self._paper(self.answer_tokens, temperature=self.answer_temperature)
 
     @property

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,14 +15,13 @@ import pandas as pd
 from study.data import benchmarks, pools, sources
 from study.data.judge import judge
 from study.run import arms
+from study.run.arms import ARMS, Step
 from study.run.config import Profile
-from study.run.outcomes import NOT_RUN, Mode, Outcome, Who
-from study.run.stages import StoredStages
+from study.run.stages import Remembered
 from ttsi import estimator
-from ttsi.types import Example, Generation, Sample, Synthesis, Verdict
-
-if TYPE_CHECKING:
-    from study.run.study import Study
+from ttsi.algorithm import Outcome
+from ttsi.stages import NOT_RUN, Who
+from ttsi.types import Example, Generation, Query, Sample, Synthesis, Verdict
 
 NAN = float("nan")
 COMPONENTS = 32
@@ -56,6 +56,15 @@ and in upstream's, from 0, NaN if it isn't there. in_pool: whether the training 
 _ESTIMATORS = SCORES[-7:]
 
 
+@dataclass(frozen=True)
+class Run:
+    """What every row says of the run that it is from."""
+
+    profile: Profile
+    dtype: str
+    variant: str = ""
+
+
 def sha256(text: str) -> str:
     """SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
@@ -66,23 +75,21 @@ def judged(profile: Profile, reply: str, sample: Sample) -> Verdict:
     return judge(reply, sample, rule=profile.judge, accept=profile.accept, strict_types=profile.strict_types)
 
 
-def record(
-    study: Study, sample: Sample, outcome: Outcome, arm: str, mode: Mode | None, inference: str, seed: int
-) -> dict[str, Any]:
+def record(run: Run, sample: Sample, outcome: Outcome, step: Step, seed: int) -> dict[str, Any]:
     """One row of `records`. status "error": the machine failed; there is no verdict."""
-    p, shared = study.profile, outcome.shared
+    p, shared = run.profile, outcome.shared
     row: dict[str, Any] = {
-        "variant": study.variant_name,
+        "variant": run.variant,
         "profile": p.name,
         "benchmark": sample.benchmark,
         "sample": sample.id,
         "cluster": sample.cluster,
         "seed": seed,
-        "arm": arm,
-        "mode": mode or "none",
-        "inference": inference,
-        "model": p.teacher_name if arm == "teacher" else p.model,
-        "dtype": study.dtype,
+        "arm": step.arm,
+        "mode": step.mode or "none",
+        "inference": step.inference,
+        "model": p.teacher_name if ARMS[step.arm].whom is arms.TEACHER else p.model,
+        "dtype": run.dtype,
         "tool_order": p.tool_order,
         "n_tools": len(sample.tools),
         "flags": ",".join(sorted(sample.flags)),
@@ -109,19 +116,17 @@ def record(
         "tokens_fit": float(shared.fit.tokens) if shared and shared.fit else NAN,
     }
     if not outcome.error:
-        reply, verdict = _chosen(p, outcome, arm, inference, sample)
+        reply, verdict = _chosen(p, outcome, step, sample)
         row |= {"correct": verdict.correct, "code": verdict.code, "form": verdict.form, "reply": reply.text}
     return row
 
 
-def _chosen(
-    p: Profile, outcome: Outcome, arm: str, inference: str, sample: Sample
-) -> tuple[Generation, Verdict]:
+def _chosen(p: Profile, outcome: Outcome, step: Step, sample: Sample) -> tuple[Generation, Verdict]:
     """The reply that counts, with its verdict: the only one, the vote's, or the first right one of five."""
-    if inference == "pass@5":
+    if step.inference == "pass@5":
         each = [(r, judged(p, r.text, sample)) for r in outcome.replies[:5]]
         return next((pair for pair in each if pair[1].correct), each[0])
-    voted = inference == "majority" or arm == "self_consistency"
+    voted = step.inference == "majority" or ARMS[step.arm].whom is arms.VOTES
     reply = arms.majority(outcome.replies) if voted else outcome.replies[0]
     return reply, judged(p, reply.text, sample)
 
@@ -138,14 +143,12 @@ def _example_columns(synthesis: Synthesis | None) -> dict[str, Any]:
     }
 
 
-def scores(study: Study, benchmark: str, seed: int) -> list[dict[str, Any]]:
+def scores(run: Run, samples: Sequence[Sample], stages: Remembered) -> list[dict[str, Any]]:
     """Rows of `scores`: what H and its rivals say of each sample, beside whether the base answer is right."""
-    p, samples = study.profile, study.samples(benchmark, seed)
-    queries = [s.query for s in samples]
-    stages = StoredStages(study, benchmark, seed, "direct", compute=False)
+    p, queries, seed = run.profile, [s.query for s in samples], stages.method.seed
     scored, margins, answers = stages.scored(queries), stages.score(queries), stages.answer(queries)
     opened, whole = stages.scored(queries, "name+opening"), stages.whole(queries)
-    voted = StoredStages(study, benchmark, seed, "majority", compute=False).answer(queries)
+    voted = stages.under(answering=stages.voting).answer(queries)
     rows = []
     for sample in samples:
         i = sample.id
@@ -158,8 +161,8 @@ def scores(study: Study, benchmark: str, seed: int) -> list[dict[str, Any]]:
         best = opening and whole[i].value
         replies = voted[i].value
         row: dict[str, Any] = {
-            "variant": study.variant_name,
-            "benchmark": benchmark,
+            "variant": run.variant,
+            "benchmark": sample.benchmark,
             "sample": i,
             "cluster": sample.cluster,
             "seed": seed,
@@ -181,11 +184,9 @@ def scores(study: Study, benchmark: str, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def examples(study: Study, benchmark: str, seed: int) -> list[dict[str, Any]]:
+def examples(run: Run, queries: Sequence[Query], stages: Remembered) -> list[dict[str, Any]]:
     """Rows of `examples`: one per synthetic example, without a word of it."""
-    queries = [s.query for s in study.samples(benchmark, seed)]
-    writers: list[Who] = ["self", "teacher"] if study.profile.teacher else ["self"]
-    stages = StoredStages(study, benchmark, seed, "direct", compute=False)
+    writers: list[Who] = ["self", "teacher"] if run.profile.teacher else ["self"]
     rows = []
     for writer in writers:
         written = stages.synthesize(queries, writer)
@@ -193,11 +194,11 @@ def examples(study: Study, benchmark: str, seed: int) -> list[dict[str, Any]]:
             for index, example in enumerate(done.value.examples if done.value else ()):
                 rows.append(
                     {
-                        "variant": study.variant_name,
-                        "benchmark": benchmark,
+                        "variant": run.variant,
+                        "benchmark": stages.benchmark,
                         "sample": i,
-                        "seed": seed,
-                        "writer": "self" if writer == "self" else study.profile.teacher_name,
+                        "seed": stages.method.seed,
+                        "writer": "self" if writer == "self" else run.profile.teacher_name,
                         "index": index,
                         "attempt": example.attempt,
                         "copy_ratio": example.copy_ratio,
@@ -210,18 +211,8 @@ def examples(study: Study, benchmark: str, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def with_original_order(study: Study, benchmark: str, seed: int) -> list[tuple[Sample, Sample]]:
-    """Each sample as it is asked, and with its tools in upstream's order."""
-    samples = study.samples(benchmark, seed)
-    if not samples:
-        return []
-    p = study.profile
-    original = benchmarks.load(benchmark, len(samples), "original", seed, p.keep_components)
-    return list(zip(samples, original, strict=True))
-
-
-def sample_row(study: Study, sample: Sample, seed: int, original: Sample) -> dict[str, Any]:
-    """One row of `samples`."""
+def sample_row(sample: Sample, original: Sample, seed: int) -> dict[str, Any]:
+    """One row of `samples`. original: the sample with its tools in upstream's order."""
     gold = sample.gold[0].name if sample.gold else ""
 
     def place(of: Sample) -> float:
@@ -251,6 +242,11 @@ def _pool_tools(benchmark: str) -> frozenset[str]:
         return frozenset(g.name for s in benchmarks.load(pools.IN_DOMAIN[benchmark]) for g in s.gold)
     except sources.Unavailable:
         return frozenset()
+
+
+def hidden(text: str) -> str:
+    """What stands in a text's place in an exported run."""
+    return f"sha256:{sha256(text)}"
 
 
 def redaction(text: str) -> str:

@@ -1,19 +1,26 @@
-"""What is hashed into keys, in a form of its own: classes may be renamed and fields added, keys stay.
+"""What results are stored under: the settings that affect them, and nothing else.
 
-A result is stored under the hash of its settings, and those hold digests of what was taught. Written by
-`repr` or `asdict`, they would be other ones as soon as a class is called something else, and hours of results
-would be orphaned without a word.
+A result is stored under the hash of its settings, and those hold digests of what was taught. Both have a form
+of their own: classes may be renamed and fields added, keys stay. Written by `repr` or `asdict`, they would be
+other ones as soon as a class is called something else, and hours of results would be orphaned without a word.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
-from study.data.pools import Worked
-from ttsi.types import LoraSettings, Message, Query, Sampling, Tool
+from study.data import benchmarks
+from study.data.models import model_hash
+from study.run.config import Profile
+from study.run.store import settings_hash
+from ttsi import prompts, synthesizer
+from ttsi.stages import Who
+from ttsi.types import Layout, LoraSettings, Message, Query, Sampling, Tool, Worked
 
 _PINNED: dict[type, tuple[str, str]] = {
     Worked: ("Worked", "query reply"),
@@ -60,3 +67,121 @@ def _written(value: Any) -> str:
 
 def _default(field: Field[Any]) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+# --- what each stage depends on -------------------------------------------------------------------------
+
+
+class Keys:
+    """The settings of each stage's results, for one benchmark and run seed.
+
+    Two runs that agree in them have the results in common.
+    """
+
+    def __init__(self, profile: Profile, dtype: str, benchmark: str, seed: int) -> None:
+        self.profile, self.dtype, self.benchmark, self.seed = profile, dtype, benchmark, seed
+        opening = prompts.opening(profile.layout) if profile.answer_opening else ""
+        self._opened: dict[str, Any] = {"opening": opening} if opening else {}
+
+    def common(self, who: Who = "self", **more: Any) -> dict[str, Any]:
+        """What every result depends on, and `more`. `samples` stands for every word of the prompts."""
+        p = self.profile
+        endpoint = who == "teacher" and isinstance(p.teacher, dict)
+        return {
+            "model": _identity(p.teacher if who == "teacher" else p.model),
+            "dtype": "endpoint" if endpoint else self.dtype,
+            **({} if endpoint or p.engine == "torch" else {"engine": p.engine}),
+            "data": _data_hash(self.benchmark),
+            "tool_order": p.tool_order,
+            "keep_components": p.keep_components,
+            "prompts": prompts.version(p.layout),
+            "samples": prompts_hash(self.benchmark, self.seed, p.tool_order, p.keep_components, p.layout),
+            **more,
+        }
+
+    def answer(self, sampling: Sampling, who: Who = "self", block: int = 0) -> dict[str, Any]:
+        """Replies without training; a block of votes beyond the first is one of its own."""
+        more: dict[str, Any] = {"block": block} if block else {}
+        return self.common(who, sampling=settings(sampling), **self._opened, **more)
+
+    def score(self, form: str) -> dict[str, Any]:
+        """H's log-probabilities of the tools, in this form of a candidate."""
+        return self.common(opening=prompts.opening(self.profile.layout), form=form)
+
+    def whole(self, sampling: Sampling) -> dict[str, Any]:
+        """For each tool the best call that names it."""
+        return self.common(opening=prompts.opening(self.profile.layout), sampling=settings(sampling))
+
+    def example(self, index: int, who: Who = "self") -> dict[str, Any]:
+        """One of a query's K examples."""
+        return self.common(who, **writing(self.profile, index, who))
+
+    def examples(self, who: Who = "self") -> str:
+        """What stands for a query's own examples where they are learnt from."""
+        return settings_hash({"examples": [self.example(i, who) for i in range(self.profile.k)]})
+
+    def shown(self, sampling: Sampling) -> dict[str, Any]:
+        """Replies with an example in the prompt."""
+        return self.common(sampling=settings(sampling), **self._opened)
+
+    def adapted(self, lora: LoraSettings, sampling: Sampling, shown: bool = False) -> dict[str, Any]:
+        """An adapter of a query's own, and its replies."""
+        more: dict[str, Any] = {"shown": True} if shown else {}
+        return self.common(lora=settings(lora), sampling=settings(sampling), **self._opened, **more)
+
+    def fit(self, lora: LoraSettings, lesson: Any) -> dict[str, Any]:
+        """An adapter for many queries."""
+        return self.common(lora=settings(lora), material=lesson)
+
+    def shared(self, lora: LoraSettings, lesson: Any, sampling: Sampling) -> dict[str, Any]:
+        """Replies of an adapter for many queries."""
+        return self.fit(lora, lesson) | {"sampling": settings(sampling), **self._opened}
+
+    def embedding(self, synthetic: bool) -> dict[str, Any]:
+        """Hidden states of the question, or of the examples written after it."""
+        return self.common(of=self.examples() if synthetic else "question")
+
+
+def writing(p: Profile, index: int, writer: Who = "self") -> dict[str, Any]:
+    """What affects the writing of an example, besides the model and what it is shown."""
+    return {
+        "writer": writer,
+        "index": index,
+        "sampling": settings(p.synthesis_sampling),
+        "retries": p.retries,
+        "validate": p.validate_examples,
+        "novelty": p.novelty,
+        "reader": synthesizer.READER,
+    }
+
+
+@cache
+def prompts_hash(
+    benchmark: str,
+    seed: int,
+    tool_order: Literal["shuffled", "original"],
+    keep: bool,
+    layout: Layout = "native",
+) -> str:
+    """A hash of every word that a benchmark's samples put into prompts, in their order, whatever n is."""
+    parts = hashlib.sha256()
+    for sample in benchmarks.load(benchmark, None, tool_order, seed, keep):
+        for prompt in (prompts.act(sample.query, layout), prompts.synthesis(sample.query, layout)):
+            turns = [(m.role, m.content) for m in prompt.messages]
+            tools = [prompt.tools] if prompt.tools else []
+            parts.update(json.dumps([sample.id, prompt.system, turns, *tools]).encode())
+    return parts.hexdigest()[:16]
+
+
+@cache
+def _data_hash(benchmark: str) -> str:
+    return benchmarks.fingerprint(benchmark)
+
+
+def _identity(model: str | dict[str, Any] | None) -> str:
+    """What identifies who answers: a model's hash, or that of an endpoint's settings."""
+    if not isinstance(model, dict):
+        return model_hash(model or "")
+    from ttsi.engines.openai import Endpoint
+
+    return Endpoint.model_validate(model).fingerprint

@@ -1,26 +1,30 @@
-"""What a run would do and how long it would take. Loads no model."""
+"""What a run would do and how long it would take: the same arms, over stages that compute nothing."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from study.analysis.tables import paper
-from study.data import pools
 from study.run import arms
-from study.run.arms import ARMS
-from study.run.stages import StoredStages
-from ttsi.types import Query
+from study.run.arms import SCORES, Step
+from study.run.stages import Remembered
+from study.run.store import settings_hash
+from study.run.study import Study
+from ttsi.stages import NOT_RUN, Adapted, Done, Fitted, Lesson
+from ttsi.types import Example, Fit, Generation, Query, Synthesis, Uncertainty
 
-if TYPE_CHECKING:
-    from study.run.study import Study
+T = TypeVar("T")
 
 RATES = {
     "answer": 8.0,
     "answer votes": 10.0,
-    "votes": 20.0,
+    "votes": 10.0,
     "score": 1.0,
     "whole": 8.0,
     "example": 10.0,
@@ -28,7 +32,9 @@ RATES = {
     "teacher example": 36.0,
     "shown": 8.0,
     "adapted activated": 13.0,
+    "adapted votes activated": 10.0,
     "adapted exact": 42.0,
+    "adapted votes exact": 12.0,
     "shared activated": 10.0,
     "shared exact": 12.0,
     "fit activated": 3.8,
@@ -40,7 +46,7 @@ run of profile `cpu` that shared the machine; `shared exact` and `fit exact` are
 GPU_RATES = {
     "answer": paper.SECONDS["answer"],
     "answer votes": 5 * paper.SECONDS["answer"],
-    "votes": 10 * paper.SECONDS["answer"],
+    "votes": 5 * paper.SECONDS["answer"],
     "score": paper.SECONDS["h"],
     "whole": 5 * paper.SECONDS["answer"],
     "example": paper.SECONDS["g"],
@@ -48,6 +54,7 @@ GPU_RATES = {
     "teacher example": paper.SECONDS["g"],
     "shown": paper.SECONDS["answer"],
     "adapted exact": paper.SECONDS["t"] + paper.SECONDS["answer"],
+    "adapted votes exact": 5 * paper.SECONDS["answer"],
     "shared exact": paper.SECONDS["answer"],
     "fit exact": paper.SFT_SECONDS / paper.SFT_SAMPLES / 3,
 }
@@ -68,57 +75,108 @@ _DISK_GB = {
     "qwen2.5-1.5b": 3.1,
     "qwen2.5-7b": 15.2,
 }
-_UNCERTAIN = 0.6
-_OWN = {"tt_si", "tt_si_all", "tt_si_certain", "random_subset", "self_consistency"}
-"""Arms whose adapters are trained on the sample's own example: what one of them has done the others have."""
+_GUESSED = (0.0, 1.0, 0.0, 1.0, 0.0)
+"""Margins of questions that H was not asked yet: three in five are uncertain."""
+_FIT = Fit((), (), 9, 1)
+_REPLY = Generation("", (0,), (0.0,), True)
+_STAND_INS: dict[str, Any] = {
+    "answer": (_REPLY,),
+    "shown": (_REPLY,),
+    "example": Synthesis((Example("", (), 0.0),)),
+    "adapted": Adapted(_FIT, (_REPLY,), 0.0, 0.0),
+    "shared": Adapted(None, (_REPLY,), 0.0, 0.0),
+    "fit": Fitted(_FIT, 0.0),
+}
+"""What is taken for the result of a stage that wasn't run: that it went well, so that what follows counts."""
 
 
 @dataclass
-class _Need:
-    """A stage: the samples it is for, those it has, seconds for each.
+class Line:
+    """A stage as far as an arm is the first to ask for it: samples asked for and stored, seconds lacking."""
 
-    before: so many of them are planned elsewhere. once: one adapter for them all.
+    asked: int = 0
+    stored: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Ledger:
+    """Lines by stage and arm. counted: results that stand in a line already, of whatever variant."""
+
+    lines: dict[str, Line] = field(default_factory=lambda: defaultdict(Line))
+    counted: set[tuple[Any, ...]] = field(default_factory=set)
+
+
+class DryRun(Remembered):
+    """Stages that compute nothing: what is missing is counted, and something plausible stands in for it.
+
+    rate: seconds for a result, by its label.
     """
 
-    rate: float
-    before: int = 0
-    shares: set[str] = field(default_factory=set)
-    stored: set[str] = field(default_factory=set)
-    once: bool = False
+    ledger: Ledger
+    arm: str
+    rate: Callable[[str], float]
+    steps = 1
+    """Training steps of the adapter that is shared next."""
 
-    def samples(self, total: int, uncertain: float) -> float:
-        if self.once:
-            return 1
-        if "all" in self.shares or {"uncertain", "certain"} <= self.shares:
-            return total
-        return uncertain if "uncertain" in self.shares else total - uncertain
+    def score(self, queries: Sequence[Query]) -> dict[str, Done[Uncertainty]]:
+        known = super().score(queries)
+        order = {s.id: i for i, s in enumerate(self.study.samples(self.benchmark, self.method.seed))}
+        guesses = [Done(Uncertainty(margin, ())) for margin in _GUESSED]
+        return {i: d if d.value else guesses[order[i] % len(guesses)] for i, d in known.items()}
+
+    def share(
+        self, queries: Sequence[Query], lesson: Lesson, epochs: int | None = None
+    ) -> tuple[Done[Fitted], dict[str, Done[Adapted]]]:
+        self.steps = (epochs or self.method.lora.epochs) * lesson.count
+        return super().share(queries, lesson, epochs)
+
+    def kept(
+        self,
+        stage: str,
+        key: Mapping[str, Any],
+        queries: Sequence[Query],
+        kind: TypeAdapter[T],
+        compute: Any,
+        names: Mapping[str, Any] | None = None,
+        label: str = "",
+        **more: bool,
+    ) -> dict[str, Done[T]]:
+        before, self.lacking = self.lacking, set()
+        found = super().kept(stage, key, queries, kind, None, names, label, **more)
+        lacked, self.lacking = self.lacking, self.lacking | before
+        label, name = label or stage, settings_hash(key)
+        line = self.ledger.lines[f"{label} ({self.arm})"]
+        for q in queries:
+            result = (stage, name, repr(names[q.id]) if names else "", self.benchmark, self.method.seed, q.id)
+            if result in self.ledger.counted:
+                continue
+            self.ledger.counted.add(result)
+            line.asked += 1
+            line.stored += q.id not in lacked
+            line.seconds += (q.id in lacked) * self.rate(label) * (self.steps if stage == "fit" else 1)
+        stand_in: Done[T] = Done(_STAND_INS.get(stage), NOT_RUN if stage not in _STAND_INS else "")
+        return {i: d if d.value is not None else stand_in for i, d in found.items()}
 
 
 def plan(study: Study) -> str:
-    """Stages × samples × seeds of a study and its variants, with minutes and disk, as text."""
+    """Stages × samples × seeds of a study and its variants, with minutes and disk. Loads no model."""
     p, lines, seconds = study.profile, [], 0.0
-    planned: dict[tuple[str, str, int, str], int] = {}  # what a variant has in common with others counts once
+    counted: set[tuple[Any, ...]] = set()  # what a variant has in common with others counts once
     for part in (study, *map(study.variant, p.variants)):
         if part.variant_name:
             lines.append(f"  variant {part.variant_name}")
         for benchmark in part.profile.benchmarks:
             for seed in part.profile.seeds:
-                queries = [s.query for s in part.samples(benchmark, seed)]
-                if not queries:
-                    lines.append(
-                        f"  {benchmark}: missing. {part.missing.get(benchmark, 'no sample asked for')}"
-                    )
+                if not part.samples(benchmark, seed):
+                    why = part.missing.get(benchmark, "no sample asked for")
+                    lines.append(f"  {benchmark}: missing. {why}")
                     continue
-                total, uncertain, needs = _needs(part, benchmark, seed, queries, planned)
-                for stage, need in needs.items():
-                    asked = max(0, need.samples(total, uncertain) - need.before)
-                    stored = min(max(0, len(need.stored) - need.before), asked)
-                    cost = (asked - stored) * need.rate
-                    seconds += cost
-                    what = f"{benchmark} seed {seed} {stage}"
+                for what, line in _dry_run(part, benchmark, seed, counted).items():
+                    seconds += line.seconds
                     lines.append(
-                        f"  {what:48s} {asked:5.0f} samples, {stored:5.0f} stored, "
-                        f"about {cost / 60:5.1f} min to compute"
+                        f"  {f'{benchmark} seed {seed} {what}':48s} {line.asked:5.0f} samples, "
+                        f"{line.stored:5.0f} stored, about {line.seconds / 60:5.1f} min to compute"
                     )
                 lines += [f"  {b}: {a} {why}" for (b, a), why in part.lacking.items() if b == benchmark]
     models = dict.fromkeys([p.model, *(v.model for v in map(p.variant, p.variants))])
@@ -141,82 +199,37 @@ def plan(study: Study) -> str:
     )
 
 
-def _needs(
-    study: Study,
-    benchmark: str,
-    seed: int,
-    queries: Sequence[Query],
-    planned: dict[tuple[str, str, int, str], int],
-) -> tuple[int, float, dict[str, _Need]]:
-    """(samples, how many of them are uncertain as far as is known, stages in the order they run)."""
-    p = study.profile
-    total = len(queries)
-    scored = StoredStages(study, benchmark, seed, "direct", compute=False).score(queries)
-    known = [d.value.margin < p.tau for d in scored.values() if d.value]
-    uncertain = sum(known) + _UNCERTAIN * (total - len(known))
-    weight = max(1.0, sum(len(q.tools) for q in queries) / total / 5)
-    needs: dict[str, _Need] = {}
+def _dry_run(study: Study, benchmark: str, seed: int, counted: set[tuple[Any, ...]]) -> dict[str, Line]:
+    """What a benchmark's arms and estimators ask for, by stage and the arm that asks first."""
+    ledger, queries = Ledger(counted=counted), [s.query for s in study.samples(benchmark, seed)]
 
-    def add(name: str, label: str, share: str, stages: StoredStages, units: float = 1.0) -> None:
-        model = 1.0 if label.startswith("teacher") else _RELATIVE_COST.get(p.model, 1.0)
-        if label.startswith("teacher") and isinstance(p.teacher, str):
-            model = _RELATIVE_COST.get(p.teacher, 1.0) / _RELATIVE_COST["qwen2.5-coder-1.5b"]
-        rates = RATES
-        if p.engine == "vllm":  # of a model three times as large
-            rates, model = GPU_RATES, model if label.startswith("teacher") else model / 3
-        rate = rates[label.replace("+shown", "")] * model * weight * units
-        stage = label.replace("answer votes", "answer")
-        learnt = (
-            sorted(stages.settings.get("example", set())) if stage.startswith(("adapted", "shown")) else []
-        )
-        keys = {(name, benchmark, seed, "".join([k, *learnt])) for k in stages.settings.get(stage, set())}
-        if name not in needs:
-            if not (new := {k for k in keys if planned.get(k, 0) < total}):
-                return
-            before = max(planned.get(k, 0) for k in new)
-            needs[name] = _Need(rate * len(new), before, once=share == "once")
-            planned.update(dict.fromkeys(new, total))
-        need = needs[name]
-        need.shares.add(share)
-        need.stored |= stages.stored(stage)
-        if label.startswith(("adapted", "shown")):  # what G failed at needs no more
-            written = stages.stored("example") | stages.stored("teacher example")
-            need.stored |= written - stages.asked.get(label, set())
+    def dry(step: Step, name: str) -> DryRun:
+        stages = DryRun(study, benchmark, seed, study.stages(benchmark, seed, step).method)
+        stages.ledger, stages.arm, stages.rate = ledger, name, _rates(study, queries)
+        return stages
 
-    for arm, mode, inference, size in study.selections(None, benchmark, seed):
-        stages = StoredStages(study, benchmark, seed, inference, False, arm)
-        setting = study.setting(mode, seed, size)
-        arms.play(arm, stages, queries, setting, {s.id: s for s in study.samples(benchmark, seed)})
-        for stage, share in ARMS[arm].needs:
-            label = f"{stage} {mode}" if stage.startswith(("adapted", "shared", "fit")) else stage
-            units = _trained_on(study, arm, benchmark, seed, size, uncertain) if share == "once" else 1.0
-            name = label
-            if label == "answer" and inference != "direct":
-                name = label = "answer votes"
-            elif stage in ("adapted", "shown", "shared", "fit") and arm not in _OWN:
-                name = f"{label} ({arm}{f' {size}' if size else ''})"
-            elif inference != "direct":
-                continue  # had from the same adapters
-            add(name, label, share, stages, units)
-    if not study.profile.arms_of(benchmark):  # H alone is asked for
-        stages = StoredStages(study, benchmark, seed, "direct", compute=False)
-        stages.answer(queries)
-        stages.score(queries)
-        add("answer", "answer", "all", stages)
-        add("score", "score", "all", stages)
-    for extra in p.estimators_of(benchmark):
-        votes = extra == "votes"
-        stages = StoredStages(study, benchmark, seed, "majority" if votes else "direct", compute=False)
-        (stages.answer if votes else stages.whole)(queries)
-        add("answer votes" if votes else extra, "answer votes" if votes else extra, "all", stages)
-    return total, uncertain, needs
+    for phase in arms.phases(list(study.selections(None, benchmark, seed))):
+        for step in (s for steps, _ in phase for s in steps):
+            name = f"{step.arm} {step.size}" if step.size else step.arm
+            arms.play(step.arm, dry(step, name), queries, study.about(benchmark, seed, step))
+    if study.profile.estimators_of(benchmark) or not study.profile.arms_of(benchmark):
+        study.ask_scores(dry(SCORES, "estimators"), queries)
+    return {what: line for what, line in ledger.lines.items() if line.asked}
 
 
-def _trained_on(study: Study, arm: str, benchmark: str, seed: int, size: int, uncertain: float) -> float:
-    """Steps of the adapter that an arm shares: training samples × epochs."""
-    p = study.profile
-    if arm in ("generic", "amortised"):
-        return p.epochs * (1 if arm == "generic" else uncertain)
-    kind, calls = ("in", p.sft_calls) if arm == "sft" else ("out", "all")
-    pool = len(pools.load(benchmark, kind, calls, seed))  # type: ignore[arg-type]
-    return (p.sft_epochs or p.epochs) * min(pool, size or p.sft_samples or pool)
+def _rates(study: Study, queries: Sequence[Query]) -> Callable[[str], float]:
+    """Seconds for a result, by its label, of these queries on a machine like that of the rates."""
+    p, weight = study.profile, max(1.0, sum(len(q.tools) for q in queries) / len(queries) / 5)
+
+    def rate(label: str) -> float:
+        model = _RELATIVE_COST.get(p.model, 1.0)
+        if label.startswith("teacher"):
+            model = 1.0
+            if isinstance(p.teacher, str):
+                model = _RELATIVE_COST.get(p.teacher, 1.0) / _RELATIVE_COST["qwen2.5-coder-1.5b"]
+        elif p.engine == "vllm":  # whose rates are those of a model three times as large
+            model /= 3
+        stage = label.replace("+shown", "").split(" name")[0]
+        return (GPU_RATES if p.engine == "vllm" else RATES)[stage] * model * weight
+
+    return rate

@@ -1,48 +1,25 @@
-"""Runs that travel: a folder of Parquet files that a run exports, and that figures and further runs read.
-
-No text of a benchmark leaves with it: what a model wrote is replaced by its SHA-256 where it resembles its
-sample's question or quotes eight words in a row of any prompt. Numbers, verdicts and sample ids stay, and the
-stage results behind them, so that another machine goes on where this run stopped.
-"""
+"""An exported run, read like a study: the same frames, nothing computed, no model, no data files."""
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
-import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from functools import cache, cached_property, partial
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from pydantic import TypeAdapter
 
-from study.data import benchmarks, pools, sources
-from study.data.downloads import say
+from study.data import sources
 from study.data.models import model_hash
-from study.run import frames
 from study.run.config import Profile
-from study.run.memory import REDACTED, prompts_hash
-from study.run.stages import together, writing
-from study.run.store import Row, Store
-from ttsi.synthesizer import compared, copy_ratio
-from ttsi.types import Sample, Synthesis
+from study.run.keys import writing
+from study.run.stages import together
+from ttsi.types import Synthesis
 
-if TYPE_CHECKING:
-    from study.run.study import Study
-
-FREE = frozenset({"bfcl", "fixture"})
-"""Benchmarks that may be quoted: BFCL by its licence, the fixture because it is this project's."""
-QUOTE = 8
-"""So many words in a row are a quotation."""
-ALIKE = 0.6
-"""From this similarity on, a text is taken for its sample's question."""
-_STAGES = "stages.parquet"
+STAGES = "stages.parquet"
 _SYNTHESIS = TypeAdapter(Synthesis)
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _SELECTING = {
     "benchmarks",
     "arms",
@@ -57,216 +34,11 @@ _SELECTING = {
 }
 
 
-# --- what may not leave ---------------------------------------------------------------------------------
-
-
-class Redactor:
-    """Finds the text of one benchmark in what models wrote."""
-
-    def __init__(self, benchmark: str, samples: Mapping[str, Sample]) -> None:
-        self.free = benchmark in FREE
-        self.samples = samples
-        self._forbidden: set[tuple[str, ...]] = set()
-        if self.free:
-            return
-        shown = [*samples.values()]
-        if benchmark in pools.IN_DOMAIN:
-            shown += benchmarks.load(pools.IN_DOMAIN[benchmark])
-        for sample in shown:
-            texts = [m.content for m in sample.messages]
-            for tool in sample.tools:
-                texts += [tool.description, *_words(dict(tool.parameters))]
-            for text in texts:
-                self._forbidden |= quotations(text)
-
-    def matches(self, text: str, sample: str) -> bool:
-        """Whether a text resembles its sample's question, or quotes any prompt."""
-        if self.free or not text.strip():
-            return False
-        if quotations(text) & self._forbidden:
-            return True
-        if (known := self.samples.get(sample)) is None:
-            return False
-        # An argument may be the question itself, too short to be a quotation and lost in the reply around it.
-        question = known.query.question
-        return any(_alike(part, question) for part in (text, *_QUOTED.findall(text)))
-
-
-def quotations(text: str) -> set[tuple[str, ...]]:
-    """Every eight words in a row of a text, without case and punctuation."""
-    words = re.findall(r"\w+", text.casefold())
-    return {tuple(words[i : i + QUOTE]) for i in range(len(words) - QUOTE + 1)}
-
-
-def _alike(text: str, question: str) -> bool:
-    matcher = difflib.SequenceMatcher(None, compared(text), compared(question), autojunk=False)
-    # Each of the first two is an upper bound of the third, and far cheaper.
-    bounds = (matcher.real_quick_ratio, matcher.quick_ratio)
-    return all(bound() >= ALIKE for bound in bounds) and copy_ratio(text, question) >= ALIKE
-
-
-def _words(value: Any) -> Iterator[str]:
-    """Every text in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _words(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _words(part)
-
-
-def _redacted(stage: str, value: Any, hides: Callable[[str], bool]) -> tuple[str, Any] | None:
-    """(stage, value) fit to leave; None where nothing would be left of use."""
-    if not any(map(hides, _words(value))):
-        return stage, value
-    if stage != "example":
-        return None
-
-    def hidden(text: str) -> str:
-        return f"sha256:{frames.sha256(text)}" if hides(text) else text
-
-    examples = []
-    for example in value["examples"]:
-        if any(map(hides, _words(example))):
-            example = {
-                **example,
-                "question": f"sha256:{frames.sha256(example['question'])}",
-                "calls": [{**c, "name": hidden(c["name"]), "arguments": {}} for c in example["calls"]],
-                "schema_errors": [""] * len(example["schema_errors"]),
-            }
-        examples.append(example)
-    return REDACTED + stage, {**value, "examples": examples}
-
-
-# --- export ---------------------------------------------------------------------------------------------
-
-
-def export(study: Study, folder: Path) -> Path:
-    """The folder, holding what is stored of a study and its variants; computes nothing.
-
-    `records`, `scores`, `examples`, `embeddings` and `samples` are the frames, `stages` the results they come
-    from, `header.json` how it was run; it is written last.
-    """
-    parts = [study, *map(study.variant, study.profile.variants)]
-    redactors: dict[str, Redactor] = {}
-    for part in parts:
-        for benchmark in part.profile.benchmarks:
-            if benchmark in redactors or not part.samples(benchmark, part.profile.seeds[0]):
-                continue
-            redactors[benchmark] = Redactor(benchmark, {s.id: s for s in benchmarks.load(benchmark)})
-    records = _joined([p.records() for p in parts], frames.RECORDS)
-    hidden = [
-        redactors[b].matches(text, sample)
-        for b, sample, text in zip(records["benchmark"], records["sample"], records["reply"], strict=True)
-    ]
-    texts = [f"sha256:{frames.sha256(t)}" if h else t for t, h in zip(records["reply"], hidden, strict=True)]
-    records = records.assign(reply=texts)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "header.json").unlink(missing_ok=True)
-    tables = {
-        "records": records,
-        "scores": _joined([p.scores() for p in parts], frames.SCORES),
-        "examples": _joined([p.examples_frame() for p in parts], frames.EXAMPLES),
-        "embeddings": study.embeddings_frame(compute=False),
-        "samples": study.everything().samples_frame(),
-    }
-    for name, table in tables.items():
-        _write(table, folder / f"{name}.parquet")
-    _write(_stages(study, parts, redactors), folder / _STAGES)
-    about = {
-        "header": study.header(),
-        "context": study.context,
-        "profile": study.profile.model_dump(),
-        "missing": study.missing,
-        "lacking": [[*key, why] for key, why in study.lacking.items()],
-    }
-    (folder / "header.json").write_text(json.dumps(about, indent=1) + "\n")
-    return folder
-
-
-def _write(table: pd.DataFrame, path: Path) -> None:
-    table.to_parquet(path, index=False, compression="zstd", compression_level=19)
-
-
-def _joined(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
-    filled = [t for t in tables if len(t)]
-    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(columns))
-
-
-def _stages(study: Study, parts: Sequence[Study], redactors: Mapping[str, Redactor]) -> pd.DataFrame:
-    """The stored results that the study's prompts, as they are now, would find again."""
-    current = {
-        prompts_hash(b, seed, p.profile.tool_order, p.profile.keep_components)
-        for p in parts
-        for b in p.profile.benchmarks
-        if b in redactors
-        for seed in p.profile.seeds
-    }
-    written: dict[tuple[str, str, str, int], set[str]] = {}  # "example" is sorted before "redacted example"
-    rows = []
-    for stage, settings, benchmark, seed, ids in _groups(study.store.path):
-        if json.loads(settings).get("samples") not in current or stage == "embedding":
-            continue
-        found = study.store.get(stage, json.loads(settings), benchmark, seed, ids)
-        written[REDACTED + stage, settings, benchmark, seed] = {
-            i for i, r in found.items() if r.status == "ok"
-        }
-        for i, row in sorted(found.items()):
-            if row.status != "ok":
-                continue
-            if stage.startswith(REDACTED) and i in written.get((stage, settings, benchmark, seed), ()):
-                continue  # written again since it was loaded
-            hides = partial(redactors[benchmark].matches, sample=i)
-            kept = _redacted(stage.removeprefix(REDACTED), json.loads(row.value), hides)
-            if kept is None:
-                continue
-            as_stage = stage if stage.startswith(REDACTED) else kept[0]
-            text = json.dumps(kept[1], ensure_ascii=False, separators=(",", ":"))
-            rows.append((as_stage, settings, benchmark, i, seed, text, row.seconds, row.batch))
-    columns = ["stage", "settings", "benchmark", "sample", "seed", "value", "seconds", "batch"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _groups(path: Path) -> list[tuple[str, str, str, int, list[str]]]:
-    """(stage, settings, benchmark, seed, samples) of every set of results in a store."""
-    asked = (
-        "SELECT r.stage, s.json, r.benchmark, r.seed, json_group_array(r.sample) "
-        "FROM result r JOIN settings s ON s.hash = r.settings "
-        "GROUP BY r.stage, r.settings, r.benchmark, r.seed ORDER BY r.stage, r.benchmark, r.seed, r.settings"
-    )
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-        return [(*row[:4], json.loads(row[4])) for row in db.execute(asked)]
-
-
-# --- going on from an export ----------------------------------------------------------------------------
-
-
-def load_into(path: Path, folder: Path) -> int:
-    """Number of stage results put into the store at `path`, marked as loaded; those it has already stay.
-
-    Raises ValueError if the folder holds no export.
-    """
-    about = _about(folder)
-    table = pd.read_parquet(folder / _STAGES)
-    store = Store(path, about["context"], source="loaded")
+def about(folder: Path) -> dict[str, Any]:
+    """How the run in a folder was made. Raises ValueError if there is none."""
     try:
-        for key, rows in table.groupby(["stage", "settings", "benchmark", "seed"], sort=False):
-            stage, settings, benchmark, seed = map(str, key)
-            fields = zip(rows["sample"], rows["value"], rows["seconds"], rows["batch"], strict=True)
-            put = [Row(i, "ok", value, float(seconds), int(batch)) for i, value, seconds, batch in fields]
-            store.put(stage, json.loads(settings), benchmark, int(seed), put)
-    finally:
-        store.close()
-    say(f"{len(table)} stage results loaded from {folder}")
-    return len(table)
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    try:
-        about: dict[str, Any] = json.loads((folder / "header.json").read_text())
-        return about
+        made: dict[str, Any] = json.loads((folder / "header.json").read_text())
+        return made
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} holds no results of a run: {error}") from error
 
@@ -276,7 +48,7 @@ class Results:
 
     def __init__(self, folder: Path, profile: Profile | None = None, variant: str = "") -> None:
         self.folder = folder
-        self._about = _about(folder)
+        self._about = about(folder)
         self.whole = Profile.model_validate(self._about["profile"])
         self.profile = profile or self.whole
         self.variant_name = variant
@@ -350,7 +122,7 @@ class Results:
             return {}
         dtype = self._about["context"]["dtype"] if p.dtype == "auto" else p.dtype
         only = [("stage", "==", "example"), ("benchmark", "==", benchmark), ("seed", "==", seed)]
-        rows = pd.read_parquet(self.folder / _STAGES, filters=only)
+        rows = pd.read_parquet(self.folder / STAGES, filters=only)
         of = {"model": model, "dtype": dtype, "engine": p.engine}
         wanted = [{**of, **writing(p, index)} for index in range(p.k)]
         found: dict[str, dict[int, Synthesis]] = {}

@@ -1,0 +1,142 @@
+"""Runs that travel: a folder of Parquet files that a run exports, and that figures and further runs read.
+
+No text of a benchmark leaves with it (see `redaction`). The stage results behind the frames do, so that
+another machine goes on where this run stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from study.data import benchmarks
+from study.data.downloads import say
+from study.run import frames
+from study.run.keys import prompts_hash
+from study.run.memory import REDACTED
+from study.run.redaction import Redactor, redacted
+from study.run.results import STAGES, about
+from study.run.store import Row, Store
+from study.run.study import Study
+
+
+def export(study: Study, folder: Path) -> Path:
+    """The folder, holding what is stored of a study and its variants; computes nothing.
+
+    `records`, `scores`, `examples`, `embeddings` and `samples` are the frames, `stages` the results they come
+    from, `header.json` how it was run; it is written last.
+    """
+    parts = [study, *map(study.variant, study.profile.variants)]
+    redactors: dict[str, Redactor] = {}
+    for part in parts:
+        for benchmark in part.profile.benchmarks:
+            if benchmark in redactors or not part.samples(benchmark, part.profile.seeds[0]):
+                continue
+            redactors[benchmark] = Redactor(benchmark, {s.id: s for s in benchmarks.load(benchmark)})
+    records = _joined([p.records() for p in parts], frames.RECORDS)
+    replies = [
+        frames.hidden(text) if redactors[b].matches(text, sample) else text
+        for b, sample, text in zip(records["benchmark"], records["sample"], records["reply"], strict=True)
+    ]
+    records = records.assign(reply=replies)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "header.json").unlink(missing_ok=True)
+    tables = {
+        "records": records,
+        "scores": _joined([p.scores() for p in parts], frames.SCORES),
+        "examples": _joined([p.examples_frame() for p in parts], frames.EXAMPLES),
+        "embeddings": study.embeddings_frame(compute=False),
+        "samples": study.everything().samples_frame(),
+    }
+    for name, table in tables.items():
+        _write(table, folder / f"{name}.parquet")
+    _write(_stages(study, parts, redactors), folder / STAGES)
+    made = {
+        "header": study.header(),
+        "context": study.context,
+        "profile": study.profile.model_dump(),
+        "missing": study.missing,
+        "lacking": [[*key, why] for key, why in study.lacking.items()],
+    }
+    (folder / "header.json").write_text(json.dumps(made, indent=1) + "\n")
+    return folder
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    table.to_parquet(path, index=False, compression="zstd", compression_level=19)
+
+
+def _joined(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+    filled = [t for t in tables if len(t)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(columns))
+
+
+def _stages(study: Study, parts: Sequence[Study], redactors: Mapping[str, Redactor]) -> pd.DataFrame:
+    """The stored results that the study's prompts, as they are now, would find again."""
+    current = {
+        prompts_hash(b, seed, p.profile.tool_order, p.profile.keep_components, p.profile.layout)
+        for p in parts
+        for b in p.profile.benchmarks
+        if b in redactors
+        for seed in p.profile.seeds
+    }
+    written: dict[tuple[str, str, str, int], set[str]] = {}  # "example" is sorted before "redacted example"
+    rows = []
+    for stage, settings, benchmark, seed, ids in _groups(study.store.path):
+        if json.loads(settings).get("samples") not in current or stage == "embedding":
+            continue
+        found = study.store.get(stage, json.loads(settings), benchmark, seed, ids)
+        written[REDACTED + stage, settings, benchmark, seed] = {
+            i for i, r in found.items() if r.status == "ok"
+        }
+        for i, row in sorted(found.items()):
+            if row.status != "ok":
+                continue
+            if stage.startswith(REDACTED) and i in written.get((stage, settings, benchmark, seed), ()):
+                continue  # written again since it was loaded
+            hides = partial(redactors[benchmark].matches, sample=i)
+            kept = redacted(stage.removeprefix(REDACTED), json.loads(row.value), hides)
+            if kept is None:
+                continue
+            as_stage = stage if stage.startswith(REDACTED) else kept[0]
+            text = json.dumps(kept[1], ensure_ascii=False, separators=(",", ":"))
+            rows.append((as_stage, settings, benchmark, i, seed, text, row.seconds, row.batch))
+    columns = ["stage", "settings", "benchmark", "sample", "seed", "value", "seconds", "batch"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _groups(path: Path) -> list[tuple[str, str, str, int, list[str]]]:
+    """(stage, settings, benchmark, seed, samples) of every set of results in a store."""
+    asked = (
+        "SELECT r.stage, s.json, r.benchmark, r.seed, json_group_array(r.sample) "
+        "FROM result r JOIN settings s ON s.hash = r.settings "
+        "GROUP BY r.stage, r.settings, r.benchmark, r.seed ORDER BY r.stage, r.benchmark, r.seed, r.settings"
+    )
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        return [(*row[:4], json.loads(row[4])) for row in db.execute(asked)]
+
+
+def load_into(path: Path, folder: Path) -> int:
+    """Number of stage results put into the store at `path`, marked as loaded; those it has already stay.
+
+    Raises ValueError if the folder holds no export.
+    """
+    made = about(folder)
+    table = pd.read_parquet(folder / STAGES)
+    store = Store(path, made["context"], source="loaded")
+    try:
+        for key, rows in table.groupby(["stage", "settings", "benchmark", "seed"], sort=False):
+            stage, settings, benchmark, seed = map(str, key)
+            fields = zip(rows["sample"], rows["value"], rows["seconds"], rows["batch"], strict=True)
+            put = [Row(i, "ok", value, float(seconds), int(batch)) for i, value, seconds, batch in fields]
+            store.put(stage, json.loads(settings), benchmark, int(seed), put)
+    finally:
+        store.close()
+    say(f"{len(table)} stage results loaded from {folder}")
+    return len(table)

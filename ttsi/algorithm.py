@@ -1,0 +1,161 @@
+"""Algorithm 1, once, and what its rivals choose otherwise. Paper: section 3.
+
+H   certainty = stages.score(queries)
+G   lessons = own_examples(stages, uncertain(stages, queries, certainty))
+T   by_adapter(stages, taught, lessons); the model as it is answers the rest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ttsi.stages import NOT_RUN, Adapted, Done, Fitted, Lesson, Replies, Stages, Who
+from ttsi.stages import source as source_of
+from ttsi.types import Fit, Query, Synthesis, Uncertainty
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """By query id what is learnt from, and the syntheses it comes from, those that failed included.
+
+    unknown: not to be had yet, as they depend on other samples that weren't run.
+    """
+
+    by_id: Mapping[str, Lesson] = field(default_factory=dict)
+    written: Mapping[str, Done[Synthesis]] = field(default_factory=dict)
+    unknown: bool = False
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What became of lessons: answers of adapted models, or of the model as it is with an example to look at.
+
+    shared: how the adapter was trained that all these answers have in common; pool_n: on how many samples.
+    """
+
+    adapted: Mapping[str, Done[Adapted]] = field(default_factory=dict)
+    shown: Mapping[str, Done[Replies]] = field(default_factory=dict)
+    shared: Fitted | None = None
+    pool_n: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was done for one query and what was replied. `error`: the machine failed; there is no answer.
+
+    shared: how the adapter was trained that this answer shares with others; `pool_n`: on how many samples.
+    """
+
+    id: str
+    replies: Replies = ()
+    error: str = ""
+    margin: float | None = None
+    uncertain: bool = False
+    adapted: bool = False
+    diverged: bool = False
+    synthesis: Synthesis | None = None
+    fit: Fit | None = None
+    shared: Fitted | None = None
+    pool_n: int | None = None
+    source: str = "computed"
+    tokens_h: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+S = TypeVar("S", bound=Stages)
+Certainty = Mapping[str, Done[Uncertainty]]
+Whom = Callable[[S, Sequence[Query], Certainty], Sequence[Query]]
+Source = Callable[[S, Sequence[Query]], Lessons]
+Arrival = Callable[[S, Sequence[Query], Mapping[str, Lesson]], Taught]
+
+
+def uncertain(stages: Stages, queries: Sequence[Query], certainty: Certainty) -> list[Query]:
+    """The queries that the model is less certain of than τ."""
+    known = {i: d.value.margin for i, d in certainty.items() if d.value}
+    return [q for q in queries if q.id in known and known[q.id] < stages.method.tau]
+
+
+def own_examples(stages: Stages, queries: Sequence[Query], who: Who = "self") -> Lessons:
+    """Examples that the model (or the teacher) writes of each query and its tools."""
+    written = stages.synthesize(queries, who)
+    usable = {q.id: d.value for q in queries if (d := written[q.id]).value and not d.value.failed}
+    return Lessons({q.id: stages.lesson(q, usable[q.id], who) for q in queries if q.id in usable}, written)
+
+
+def by_adapter(stages: Stages, queries: Sequence[Query], lessons: Mapping[str, Lesson]) -> Taught:
+    """Each query is answered by an adapter of its own, trained on its lesson."""
+    return Taught(stages.adapt(queries, lessons))
+
+
+def self_improve(
+    stages: S,
+    queries: Sequence[Query],
+    whom: Whom[S] = uncertain,
+    source: Source[S] = own_examples,
+    arrival: Arrival[S] = by_adapter,
+    asks_h: bool = True,
+) -> list[Outcome]:
+    """Algorithm 1 of the paper, and with other choices its rivals: whom to teach, from what, how it arrives.
+
+    One outcome per query, in their order. What is not taught, has no lesson or whose training diverged is
+    answered by the model as it is. A failure of the machine at any stage is the outcome's.
+    """
+    certainty = stages.score(queries) if asks_h else {}  # H
+    chosen = whom(stages, queries, certainty)
+    lessons = source(stages, chosen)  # G
+    if lessons.unknown:
+        return [Outcome(q.id, error=NOT_RUN) for q in queries]
+    taught = arrival(stages, [q for q in chosen if q.id in lessons.by_id], lessons.by_id)  # T
+    replaced = {i for i, d in taught.adapted.items() if d.value and d.value.replies} | taught.shown.keys()
+    answers = {**stages.answer([q for q in queries if q.id not in replaced]), **taught.shown}
+    return [
+        outcome(
+            q.id,
+            stages.method.tau,
+            answers.get(q.id),
+            certainty.get(q.id),
+            lessons.written.get(q.id),
+            taught.adapted.get(q.id),
+            taught,
+        )
+        for q in queries
+    ]
+
+
+def outcome(
+    name: str,
+    tau: float,
+    answer: Done[Replies] | None,
+    certainty: Done[Uncertainty] | None = None,
+    written: Done[Synthesis] | None = None,
+    trained: Done[Adapted] | None = None,
+    taught: Taught | None = None,
+) -> Outcome:
+    """The stages of one query as its outcome; without an `answer` the adapted model's stands."""
+    used: list[Done[Any]] = [d for d in (certainty, written, trained, answer) if d is not None]
+    adapted = trained.value if trained else None
+    known = certainty.value if certainty else None
+    replied = answer.value if answer else adapted.replies if adapted else None
+    return Outcome(
+        name,
+        replied or (),
+        error=next((d.error for d in used if d.error), ""),
+        margin=known.margin if known else None,
+        tokens_h=known.tokens if known else 0,
+        uncertain=known is not None and known.margin < tau,
+        adapted=answer is None,
+        diverged=adapted is not None and answer is not None,
+        synthesis=written.value if written else None,
+        fit=adapted.fit if adapted else None,
+        shared=taught.shared if taught else None,
+        pool_n=taught.pool_n if taught else None,
+        source=source_of(used),
+        seconds={
+            "h": certainty.seconds if certainty else 0.0,
+            "g": written.seconds if written else 0.0,
+            "t": adapted.seconds_t if adapted else 0.0,
+            "answer": answer.seconds if answer else adapted.seconds_answer if adapted else 0.0,
+        },
+    )
