@@ -7,8 +7,9 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+from cells import played
 
-from study.analysis import figures, statistics, tables
+from study.analysis import figures, look, statistics, tables
 from ttsi.types import Call, Example, Synthesis
 
 
@@ -17,9 +18,9 @@ def record(sample, correct, arm="base", benchmark="sealtool", **other):
         "profile": "cpu", "benchmark": benchmark, "sample": f"{benchmark}-{sample}", "cluster": f"c{sample}",
         "seed": 0, "arm": arm, "inference": "direct", "mode": "none" if arm == "base" else "activated",
         "model": "qwen2.5-coder-0.5b", "tool_order": "shuffled", "correct": correct, "status": "ok",
-        "margin": 0.5, "uncertain": arm != "base", "synthesis_failed": False, "copy_ratio": float("nan"),
-        "attempts": int(arm != "base"), "n_replies": 1,
-        "source": "computed",
+        "margin": float("nan") if arm == "base" else 0.5, "uncertain": arm != "base",
+        "synthesis_failed": False, "copy_ratio": float("nan"), "attempts": int(arm != "base"), "n_replies": 1,
+        "source": "computed", "variant": "", "pool_n": float("nan"), "code": "ok",
     }  # fmt: skip
     return row | other
 
@@ -365,8 +366,13 @@ def swept(**other):
     ])  # fmt: skip
 
 
+def rules(records, taus, at=0.95):
+    """Table 2 of notebook 04; `at`: the run's own tau, which `certain only` reads."""
+    return played("04", records, "view", {"tau": at}, tau=taus)["table"]
+
+
 def test_any_threshold_comes_from_stored_answers():
-    table = tables.table2_threshold(swept(), [0.2, 0.95], tau=0.6)
+    table = rules(swept(), [0.2, 0.95], at=0.6)
     assert row_of(table, rule="base")["accuracy"] == 50
     low = row_of(table, rule="0.2")
     assert (low["accuracy"], low["n_uncertain"], low["gained"], low["lost"]) == (75, 1, 1, 0)
@@ -379,18 +385,18 @@ def test_any_threshold_comes_from_stored_answers():
     assert (certain["tau"], certain["accuracy"], certain["n_uncertain"]) == (0.6, 25, 2)
     assert row_of(table, rule="all")["accuracy"] == 50
     assert pd.isna(row_of(table, rule="base")["difference"])
-    assert row_of(table, rule="oracle")["note"] == tables.NOT_RUN
+    assert row_of(table, rule="oracle")["note"] == look.NOT_RUN
 
 
 def test_a_threshold_beyond_what_was_adapted_is_not_guessed():
     records = pd.concat([arm("base", [0, 0, 1, 1]), arm("tt_si", [1, 0, 1, 1], margins=MARGINS)])
     records.loc[records["arm"] == "tt_si", "uncertain"] = [True, True, False, False]
-    table = tables.table2_threshold(records, [0.2, 0.6, 0.95])
+    table = rules(records, [0.2, 0.6, 0.95])
     assert row_of(table, rule="0.6")["accuracy"] == 75
     assert row_of(table, rule="0.95")["note"] == "not run in this profile: 1 of the 3 answers it needs"
     assert pd.isna(row_of(table, rule="0.95")["accuracy"])
-    assert "1 of the 3" in tables.threshold_reading(table)
-    assert tables.threshold_curve(records)["tau"].max() == 0.9
+    assert "1 of the 3" in played("04", records, tau=[0.95])["said"]
+    assert played("04", records)["curve"]["tau"].max() == 0.9
 
 
 def test_tau_of_the_run_gives_the_arm_itself():
@@ -399,7 +405,7 @@ def test_tau_of_the_run_gives_the_arm_itself():
     uncertain = margins < 0.7
     tt_si = arm("tt_si", np.where(uncertain, adapted, base).astype(int), margins=list(margins))
     records = pd.concat([arm("base", base.astype(int)), tt_si.assign(uncertain=uncertain)])
-    swept_row = row_of(tables.table2_threshold(records, [0.7]), rule="0.7")
+    swept_row = row_of(rules(records, [0.7]), rule="0.7")
     own = row_of(tables.table1_main(records), arm="tt_si", inference="direct", benchmark="sealtool")
     for column in ("accuracy", "low", "difference", "difference_low", "gained", "lost", "p"):
         assert swept_row[column] == pytest.approx(own[column])
@@ -410,15 +416,15 @@ def test_a_machine_failure_leaves_its_sample_out_of_the_sweep():
     records = swept()
     failed = (records["arm"] == "tt_si_all") & (records["sample"] == "sealtool-0")
     records.loc[failed, ["status", "correct"]] = ["error", None]
-    table = tables.table2_threshold(records, [0.2, 0.6])
+    table = rules(records, [0.2, 0.6])
     assert (row_of(table, rule="0.6")["n"], row_of(table, rule="0.6")["pairs"]) == (3, 3)
 
 
 def test_no_threshold_without_answers():
-    table = tables.table2_threshold(arm("base", [1, 0]), [0.5])
+    table = rules(arm("base", [1, 0]), [0.5])
     assert table["accuracy"].isna().all()
-    assert tables.threshold_curve(arm("base", [1, 0])).empty
-    assert tables.NOT_RUN in tables.threshold_reading(table)
+    assert played("04", arm("base", [1, 0]))["curve"].empty
+    assert look.NOT_RUN in played("04", arm("base", [1, 0]))["said"]
 
 
 # --- scaling and size -----------------------------------------------------------------------------------

@@ -90,13 +90,6 @@ from study.analysis.tables.synthetic import (
     synthetic_view,
     table_synthetic,
 )
-from study.analysis.tables.threshold import (
-    table2_threshold,
-    threshold_caption,
-    threshold_curve,
-    threshold_reading,
-    threshold_view,
-)
 
 __all__ = [
     "ARMS",
@@ -172,15 +165,10 @@ __all__ = [
     "table1_main",
     "table1_reading",
     "table1_view",
-    "table2_threshold",
     "table_controls",
     "table_cost",
     "table_scale",
     "table_synthetic",
     "text",
-    "threshold_caption",
-    "threshold_curve",
-    "threshold_reading",
-    "threshold_view",
     "write",
 ]
