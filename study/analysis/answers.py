@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import pandas as pd
 
 from study.analysis import paper, statistics
-from study.analysis.look import NOT_RUN, label, model_label, rows_of, spread
+from study.analysis.look import AVERAGE, NOT_RUN, label, model_label, rows_of, spread
 from study.analysis.statistics import Estimate
 
 COPY = 0.999  # copy_ratio ignores case and spaces; 1 up to rounding is the seed question itself
@@ -23,7 +23,7 @@ SHARES = ["uncertain", "synthesis_failed", "copies"]
 DIFFERENCE = ["difference", "difference_low", "difference_high", "difference_method", "pairs", "gained",
               "lost", "mcnemar_p", "p", "p_holm", "detectable"]  # fmt: skip
 FLAGGED = ["n_uncertain", "uncertain", "tpr", "tpr_low", "tpr_high", "fpr", "fpr_low", "fpr_high"]
-COUNTS = ("n", "computed", "loaded", "errors", "seeds", "pairs", "gained", "lost")
+COUNTS = ("n", "computed", "loaded", "errors", "seeds", "pairs", "gained", "lost", "pool_n")
 
 
 class Key(NamedTuple):
@@ -124,7 +124,8 @@ class Answers:
         n = int(self.accuracy.n)
         cells: dict[str, Any] = {"seeds": self.tried.shape[1]}
         if len(self.rows):
-            cells |= {k: self.rows[k].iloc[0] for k in Key._fields if k in self.rows}
+            cells |= {k: self.rows[k].iloc[0] for k in Key._fields}
+            cells["pool_n"] = cells["pool_n"] or None
             source = self.rows["source"].value_counts()
             cells |= {"errors": int((self.rows["status"] == "error").sum())}
             cells |= {k: int(source.get(k, 0)) for k in ("computed", "loaded")}
@@ -177,7 +178,7 @@ def joined(parts: Sequence[pd.DataFrame], variants: Mapping[str, Mapping[str, An
     """
     filled = [part for part in parts if len(part)]
     if not filled:
-        return parts[0]
+        return parts[0] if parts else pd.DataFrame()
     records = pd.concat(filled, ignore_index=True)
     same = records["variant"].isin(selecting(variants))
     records["variant"] = records["variant"].where(~same, "")
@@ -252,13 +253,41 @@ def by_mode(modes: Iterable[str], make: Callable[[str], pd.DataFrame]) -> pd.Dat
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def holm(table: pd.DataFrame, family: pd.Series | None = None, prefix: str = "") -> pd.DataFrame:
-    """The table with Holm's p (`p_holm`) of the rows in the family that have a p; by default all of them."""
-    rows = table[f"{prefix}p"].notna() if family is None else family & table[f"{prefix}p"].notna()
-    adjusted = statistics.holm({str(i): float(p) for i, p in table.loc[rows, f"{prefix}p"].items()})
-    return table.assign(
-        **{f"{prefix}p_holm": pd.Series([*adjusted.values()], table.index[rows], dtype=float)}
-    )
+def holm(
+    table: pd.DataFrame, family: pd.Series | None = None, prefix: str = "", by: Sequence[str] = ()
+) -> pd.DataFrame:
+    """The table with Holm's p (`p_holm`) of the rows in the family that have a p; by default all of them.
+
+    `by`: columns whose values make families of their own.
+    """
+    p = table.loc[slice(None) if family is None else family, f"{prefix}p"].dropna()
+    families = [rows for _, rows in p.groupby([table.loc[p.index, c] for c in by])] if by else [p]
+    adjusted = {i: x for f in families for i, x in statistics.holm(f.to_dict()).items()}
+    return table.assign(**{f"{prefix}p_holm": pd.Series(adjusted, table.index, dtype=float)})
+
+
+def averages(table: pd.DataFrame, benchmarks: Sequence[str]) -> pd.DataFrame:
+    """Rows `avg`: the unweighted means over the benchmarks, of what was scored on each of them.
+
+    Their intervals combine the benchmarks' own (`statistics.average`).
+    """
+    scored = table[table["benchmark"].isin(benchmarks) & table["accuracy"].notna()]
+    rows = []
+    for _, parts in scored.groupby(["inference", "arm", "mode", "model", "tool_order"], sort=False):
+        if len(parts) < len(benchmarks):
+            continue
+        row = {**parts.iloc[0][["inference", "arm", "mode", "model", "tool_order"]], "benchmark": AVERAGE}
+        row |= {
+            **parts[["n", "errors", "computed", "loaded", "correct"]].sum(),
+            "seeds": parts["seeds"].min(),
+        }
+        for name in ("accuracy", "difference") if parts["difference"].notna().all() else ("accuracy",):
+            ends = [f"{name}_low", f"{name}_high"] if name == "difference" else ["low", "high"]
+            each = parts[[name, *ends]].to_numpy(float) / 100
+            mean = statistics.average([Estimate(x, low, high, 0, "") for x, low, high in each])
+            row |= percent(mean, name) | ({"difference_method": mean.method} if name == "difference" else {})
+        rows.append(row)
+    return whole(pd.DataFrame(rows, columns=table.columns)) if rows else table.iloc[:0]
 
 
 def percent(estimate: Estimate, name: str) -> dict[str, float]:
@@ -297,16 +326,17 @@ def settings_note(table: pd.DataFrame) -> str:
     return f"Among what differs from the paper's run: {'; '.join(parts)}." if parts else ""
 
 
-def power_note(table: pd.DataFrame, name: Callable[[Mapping[str, Any]], str], prefix: str = "") -> str:
+def power_note(table: pd.DataFrame, names: Iterable[str], prefix: str = "") -> str:
     """One sentence with n, discordant counts and the smallest difference detectable at 80 % power.
 
-    `name`: row → what the comparison is called. Empty without a comparison.
+    `names`: what each row's comparison is called. Empty without a comparison.
     """
     parts = []
-    for r in rows_of(table[table[f"{prefix}pairs"].notna()]):
+    for name, r in zip(names, rows_of(table), strict=True):
         pairs, gained, lost, least = (r[prefix + c] for c in ("pairs", "gained", "lost", "detectable"))
-        found = "none" if pd.isna(least) else f"{least:.1f} points"
-        parts.append(f"{name(r)}: n = {pairs}, {gained + lost} discordant, {found}")
+        if pd.notna(pairs):
+            found = "none" if pd.isna(least) else f"{least:.1f} points"
+            parts.append(f"{name}: n = {pairs}, {gained + lost} discordant, {found}")
     return f"Smallest difference detectable at 80 % power: {'; '.join(parts)}." if parts else ""
 
 

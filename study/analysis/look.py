@@ -69,6 +69,14 @@ def model_label(model: str) -> str:
     return MODELS.get(model, model)
 
 
+def arm_name(row: Mapping[str, Any]) -> str:
+    """The arm, with the size of its training pool where it has one."""
+    pool = row.get("pool_n")
+    if pool is None or pd.isna(pool) or not pool:
+        return str(row["arm"])
+    return f"{row['arm']} ({pool} sample{'s' if pool > 1 else ''})"
+
+
 def main_benchmark(benchmarks: Iterable[str]) -> str:
     """The benchmark that single-benchmark questions are asked on: SealTool where there, else the first."""
     names = list(benchmarks)

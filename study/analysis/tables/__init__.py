@@ -57,7 +57,6 @@ from study.analysis.tables.layout import (
     text,
     write,
 )
-from study.analysis.tables.main import table1_caption, table1_main, table1_reading, table1_view
 from study.analysis.tables.methods import (
     arm_name,
     benchmark_of,
@@ -161,10 +160,6 @@ __all__ = [
     "sizes_table",
     "synthetic_reading",
     "synthetic_view",
-    "table1_caption",
-    "table1_main",
-    "table1_reading",
-    "table1_view",
     "table_controls",
     "table_cost",
     "table_scale",
