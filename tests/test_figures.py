@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from cells import played
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_tables import PCS, arm, arms, embedded, samples_frame, scores, timed
 
@@ -22,8 +23,14 @@ def several_arms(n=24, seed=0):
     parts = [arm("base", (rng.random(n) < 0.5).astype(int), code="ok")]
     for name in ("tt_si", "tt_si_all", "generic", "donor"):
         parts.append(arm(name, (rng.random(n) < 0.6).astype(int), code="ok", **asked))
-    parts += [arm("sft_ood", (rng.random(n) < 0.6).astype(int), pool_n=float(k)) for k in (1, 2, 4)]
+    parts += [
+        arm("sft_ood", (rng.random(n) < 0.6).astype(int), pool_n=float(k), margin=np.nan) for k in (1, 2, 4)
+    ]
     return pd.concat([p.assign(variant="") for p in parts] + [parts[0].assign(variant="again", seed=1)])
+
+
+def main_results():
+    return played("02", arms([0] * 12, [1] * 3 + [0] * 9), "view")["table"]
 
 
 @cache
@@ -37,11 +44,14 @@ def values():
             tables.estimator_comparison(scores().assign(rss=lambda d: d["margin"]), {"rss": "margin"}),
         ),
         "margins": (figures.margins_figure, scores()),
-        "main": (figures.main_results_figure, tables.table1_main(arms([0] * 12, [1] * 3 + [0] * 9))),
+        "main": (
+            figures.main_results_figure,
+            main_results(),
+        ),
         "methods": (figures.figure2_methods, tables.methods_table(records)),
         "sizes": (figures.figure3_model_size, tables.sizes_table(records)),
         "gold": (figures.gold_first_figure, tables.gold_positions(samples_frame())),
-        "threshold": (figures.figure_threshold, tables.threshold_curve(records)),
+        "threshold": (figures.figure_threshold, played("04", records, "curve")["curve"]),
         "scaling": (figures.figure2_scaling, tables.scaling_curves(records)),
         "embeddings": (figures.figure5_embeddings, tables.embedding_points(embedded())),
         "break_even": (
@@ -118,7 +128,7 @@ def test_what_was_not_run_is_named_and_not_drawn():
         (figures.figure4_rivals, lambda: tables.estimator_comparison(scores(6).assign(rss=0.5))),
         (figures.figure2_methods, lambda: tables.methods_table(pd.DataFrame())),
         (figures.figure3_model_size, lambda: tables.sizes_table(pd.DataFrame(), "bfcl", ["tiny"])),
-        (figures.figure_threshold, lambda: tables.threshold_curve(pd.DataFrame())),
+        (figures.figure_threshold, lambda: played("04", pd.DataFrame(), "curve")["curve"]),
         (figures.figure2_scaling, lambda: tables.scaling_curves(pd.DataFrame())),
         (figures.figure5_embeddings, lambda: tables.embedding_points(pd.DataFrame(columns=list(PCS)))),
         (figures.figure_costs, lambda: tables.table_cost(pd.DataFrame())),

@@ -7,8 +7,10 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+from cells import played
 
-from study.analysis import figures, statistics, tables
+from study.analysis import figures, look, paper, statistics, tables
+from study.analysis.answers import joined, split
 from ttsi.types import Call, Example, Synthesis
 
 
@@ -17,9 +19,10 @@ def record(sample, correct, arm="base", benchmark="sealtool", **other):
         "profile": "cpu", "benchmark": benchmark, "sample": f"{benchmark}-{sample}", "cluster": f"c{sample}",
         "seed": 0, "arm": arm, "inference": "direct", "mode": "none" if arm == "base" else "activated",
         "model": "qwen2.5-coder-0.5b", "tool_order": "shuffled", "correct": correct, "status": "ok",
-        "margin": 0.5, "uncertain": arm != "base", "synthesis_failed": False, "copy_ratio": float("nan"),
-        "attempts": int(arm != "base"), "n_replies": 1,
-        "source": "computed",
+        "margin": float("nan") if arm == "base" else 0.5,
+        "uncertain": arm != "base", "adapted": arm != "base",
+        "synthesis_failed": False, "copy_ratio": float("nan"), "attempts": int(arm != "base"), "n_replies": 1,
+        "source": "computed", "variant": "", "pool_n": float("nan"), "code": "ok",
     }  # fmt: skip
     return row | other
 
@@ -40,8 +43,13 @@ def cell(table, column, arm="tt_si", benchmark="sealtool", mode=None):
 # --- Table 1 --------------------------------------------------------------------------------------------
 
 
+def table1(records):
+    """Table 1 of notebook 02."""
+    return played("02", records, "view")["table"]
+
+
 def test_a_row_by_hand():
-    table = tables.table1_main(arms([1, 1, 0, 0, 0, 0, 0, 0], [1, 0, 1, 1, 0, 0, 0, 0]))
+    table = table1(arms([1, 1, 0, 0, 0, 0, 0, 0], [1, 0, 1, 1, 0, 0, 0, 0]))
     expected = statistics.wilson(3, 8)
     assert cell(table, "n") == 8
     assert cell(table, "correct") == 3
@@ -63,11 +71,11 @@ def test_a_row_by_hand():
 
 def test_the_promised_columns_come_first():
     promised = "benchmark,arm,inference,mode,n,correct,accuracy,low,high,computed,loaded"
-    assert ",".join(tables.table1_main(arms([1], [1])).columns).startswith(promised)
+    assert ",".join(table1(arms([1], [1])).columns).startswith(promised)
 
 
 def test_base_is_never_compared_with_itself():
-    table = tables.table1_main(arms([1, 0], [1, 1]))
+    table = table1(arms([1, 0], [1, 1]))
     assert pd.isna(cell(table, "difference", arm="base"))
     assert pd.isna(cell(table, "uncertain", arm="base"))
 
@@ -75,7 +83,7 @@ def test_base_is_never_compared_with_itself():
 def test_machine_failures_are_counted_and_never_scored():
     records = arms([1, 1, 0], [1, 1, 0])
     records.loc[[0, 4], ["status", "correct"]] = ["error", None]
-    table = tables.table1_main(records)
+    table = table1(records)
     assert cell(table, "errors", arm="base") == 1
     assert cell(table, "n", arm="base") == 2
     assert cell(table, "accuracy", arm="base") == pytest.approx(50)
@@ -84,7 +92,7 @@ def test_machine_failures_are_counted_and_never_scored():
 
 
 def test_only_failures_is_said():
-    table = tables.table1_main(arms([None, None], [1, 0]).assign(status=["error", "error", "ok", "ok"]))
+    table = table1(arms([None, None], [1, 0]).assign(status=["error", "error", "ok", "ok"]))
     assert "machine failures only" in cell(table, "note", arm="base")
     assert pd.isna(cell(table, "accuracy", arm="base"))
     assert pd.isna(cell(table, "difference"))
@@ -97,7 +105,7 @@ def test_shares_beside_tt_si():
     records.loc[mine, "uncertain"] = [True] * 5 + [False] * 3
     records.loc[mine, "synthesis_failed"] = [True] + [False] * 7
     records.loc[mine, "copy_ratio"] = [np.nan, 1.0, 1.0, 0.998, 0.4] + [np.nan] * 3
-    table = tables.table1_main(records)
+    table = table1(records)
     assert cell(table, "uncertain") == pytest.approx(62.5)
     assert cell(table, "synthesis_failed") == pytest.approx(20)
     assert cell(table, "copies") == pytest.approx(40)
@@ -106,12 +114,12 @@ def test_shares_beside_tt_si():
 def test_an_answer_that_is_there_twice_is_an_error():
     records = arms([1, 0], [1, 0])
     with pytest.raises(ValueError, match="duplicate"):
-        tables.table1_main(pd.concat([records, records.iloc[:1]]))
+        split(pd.concat([records, records.iloc[:1]]))
 
 
 def test_seeds_are_averaged_per_sample():
     records = pd.concat([arms([1, 0, 0], [1, 1, 0]), arms([0, 0, 0], [1, 0, 0]).assign(seed=1)])
-    table = tables.table1_main(records)
+    table = table1(records)
     assert cell(table, "n") == 3
     assert cell(table, "seeds") == 2
     assert cell(table, "correct") == pytest.approx(1.5)
@@ -122,7 +130,7 @@ def test_seeds_are_averaged_per_sample():
 def test_modes_stand_side_by_side_on_the_same_base():
     records = arms([0] * 4, [1, 0, 0, 0])
     exact = records[records["arm"] == "tt_si"].assign(mode="exact", correct=[1, 1, 0, 0])
-    table = tables.table1_main(pd.concat([records, exact]))
+    table = table1(pd.concat([records, exact]))
     assert cell(table, "difference", mode="activated") == pytest.approx(25)
     assert cell(table, "difference", mode="exact") == pytest.approx(50)
 
@@ -130,13 +138,13 @@ def test_modes_stand_side_by_side_on_the_same_base():
 def test_tool_orders_are_never_paired_with_each_other():
     records = arms([0] * 4, [1, 0, 0, 0])
     records.loc[records["arm"] == "tt_si", "tool_order"] = "original"
-    assert pd.isna(cell(tables.table1_main(records), "difference"))
+    assert pd.isna(cell(table1(records), "difference"))
 
 
 def test_average_needs_all_three_benchmarks():
-    parts = [arms([1, 0, 0, 0], [1, 1, 0, 0], benchmark=b) for b in tables.paper.BENCHMARKS]
-    assert tables.AVERAGE not in set(tables.table1_main(pd.concat(parts[:2]))["benchmark"])
-    table = tables.table1_main(pd.concat(parts))
+    parts = [arms([1, 0, 0, 0], [1, 1, 0, 0], benchmark=b) for b in paper.N]
+    assert look.AVERAGE not in set(table1(pd.concat(parts[:2]))["benchmark"])
+    table = table1(pd.concat(parts))
     assert cell(table, "accuracy", benchmark="avg") == pytest.approx(50)
     assert cell(table, "n", benchmark="avg") == 12
     assert cell(table, "difference", benchmark="avg") == pytest.approx(25)
@@ -146,53 +154,52 @@ def test_average_needs_all_three_benchmarks():
 
 
 def test_missing_and_not_run_say_so():
-    table = tables.table1_main(
-        arms([1], [1]), {"nexusraven": "set TTSI_DATA"}, ["sealtool", "nexusraven", "apibank"]
-    )
+    run = {"missing": {"nexusraven": "set TTSI_DATA"}, "benchmarks": ["sealtool", "nexusraven", "apibank"]}
+    table, said = (played("02", arms([1], [1]), study=run)[name] for name in ("table", "said"))
     (missing,) = table[table["benchmark"] == "nexusraven"]["note"]
     assert missing == "missing: set TTSI_DATA"
-    absent = table[table["note"] == tables.NOT_RUN]
+    absent = table[table["note"] == look.NOT_RUN]
     assert ("sealtool", "majority", "tt_d") in set(
         zip(absent["benchmark"], absent["inference"], absent["arm"], strict=True)
     )
     assert len(absent[absent["benchmark"] == "apibank"]) == 6
     assert absent["accuracy"].isna().all()
-    shown = tables.markdown(tables.table1_view(table))
+    shown = said[said.index("| benchmark") :]
     assert shown.count("not run in this profile") == len(absent)
     assert "missing: set TTSI_DATA" in shown
 
 
 def test_nothing_run_is_a_table_of_what_is_absent():
-    table = tables.table1_main(pd.DataFrame(), {"bfcl": "get it"}, ["sealtool"])
-    assert set(table["note"]) == {tables.NOT_RUN, "missing: get it"}
-    assert "Nothing was compared" in tables.table1_reading(table)
-    assert figures.main_results_figure(table).get_size_inches()[1] > 0
+    made = played("02", pd.DataFrame(), study={"missing": {"bfcl": "get it"}, "benchmarks": ["sealtool"]})
+    assert set(made["table"]["note"]) == {look.NOT_RUN, "missing: get it"}
+    assert "Nothing was compared" in made["said"]
+    assert made["figure"].get_size_inches()[1] > 0
 
 
 def test_holm_leaves_the_primary_comparison_alone():
     better = [0] * 10, [1] * 6 + [0] * 4  # exact McNemar: 2 / 2**6
-    table = tables.table1_main(
-        pd.concat([arms(*better, benchmark=b) for b in ("sealtool", "apibank", "bfcl")])
-    )
+    table = table1(pd.concat([arms(*better, benchmark=b) for b in ("sealtool", "apibank", "bfcl")]))
     assert cell(table, "p") == pytest.approx(0.03125)
     assert pd.isna(cell(table, "p_holm"))
     assert cell(table, "p_holm", benchmark="bfcl") == pytest.approx(0.0625)
 
 
 def test_caption_and_reading_carry_n_and_discordant_counts():
-    table = tables.table1_main(arms([0] * 12, [1] * 9 + [0] * 3))
-    assert "n = 12, 9 discordant" in tables.table1_caption(table)
-    reading = tables.table1_reading(table)
+    said = played("02", arms([0] * 12, [1] * 9 + [0] * 3))["said"]
+    assert "n = 12, 9 discordant" in said
+    reading = said[said.rindex("- **") :]
     assert "+75.0 [" in reading
     assert "9 gained, 0 lost" in reading
     assert "a gain" in reading
-    equal = tables.table1_reading(tables.table1_main(arms([0] * 12, [0] * 12)))
-    assert "no difference shown" in equal
+    equal = played("02", arms([0] * 12, [0] * 12))["said"]
+    assert "no difference shown" in equal[equal.rindex("- **") :]
 
 
 def test_every_paper_number_averages_to_its_average():
-    for numbers in tables.paper.TABLE1.values():
-        assert np.mean(numbers[:3]) == pytest.approx(numbers[3], abs=0.01)
+    theirs = paper.numbers("table1").pivot(index=["inference", "arm"], columns="benchmark", values="paper")
+    assert len(theirs) == 6
+    for row in theirs.to_dict("records"):
+        assert np.mean([row[b] for b in paper.N]) == pytest.approx(row["avg"], abs=0.01)
 
 
 # --- the estimator --------------------------------------------------------------------------------------
@@ -330,12 +337,12 @@ def test_of_several_pools_the_largest_stands_among_the_methods():
     table = tables.methods_table(pd.concat([arm("base", [0, 0]), *pools]))
     ood = row_of(table, arm="sft_ood")
     assert (ood["pool_n"], ood["accuracy"]) == (8, 50)
-    assert "sft_ood (8 samples)" in tables.markdown(tables.methods_view(table))
+    assert "sft_ood (8 samples)" in look.markdown(tables.methods_view(table))
 
 
 def test_variants_stay_out_of_the_main_tables():
     records = pd.concat([arms([0, 0], [1, 1]).assign(variant=""), arm("tt_si", [0, 0], variant="k4")])
-    assert cell(tables.table1_main(records), "accuracy") == 100
+    assert cell(table1(records), "accuracy") == 100
     assert row_of(tables.methods_table(records), arm="tt_si")["accuracy"] == 100
 
 
@@ -344,12 +351,12 @@ def test_variants_that_only_select_are_parts_of_the_run():
     own = arms([0, 0], [1, 0]).assign(variant="")
     exact = arm("tt_si", [1, 1], mode="exact", variant="exact")
     again = own.assign(variant="exact")  # what both hold is kept once
-    joined = tables.joined([own, exact, again, arm("tt_si", [0, 0], variant="k4")], variants)
-    assert len(joined) == 4 + 2 + 2
-    table = tables.table1_main(joined)
+    whole = joined([own, exact, again, arm("tt_si", [0, 0], variant="k4")], variants)
+    assert len(whole) == 4 + 2 + 2
+    table = table1(whole)
     assert cell(table, "accuracy", mode="exact") == 100
     assert cell(table, "difference", mode="exact") == 100
-    assert tables.joined([], variants).empty
+    assert joined([], variants).empty
 
 
 # --- the threshold --------------------------------------------------------------------------------------
@@ -365,8 +372,13 @@ def swept(**other):
     ])  # fmt: skip
 
 
+def rules(records, taus, at=0.95):
+    """Table 2 of notebook 04; `at`: the run's own tau, which `certain only` reads."""
+    return played("04", records, "view", {"tau": at}, tau=taus)["table"]
+
+
 def test_any_threshold_comes_from_stored_answers():
-    table = tables.table2_threshold(swept(), [0.2, 0.95], tau=0.6)
+    table = rules(swept(), [0.2, 0.95], at=0.6)
     assert row_of(table, rule="base")["accuracy"] == 50
     low = row_of(table, rule="0.2")
     assert (low["accuracy"], low["n_uncertain"], low["gained"], low["lost"]) == (75, 1, 1, 0)
@@ -379,18 +391,18 @@ def test_any_threshold_comes_from_stored_answers():
     assert (certain["tau"], certain["accuracy"], certain["n_uncertain"]) == (0.6, 25, 2)
     assert row_of(table, rule="all")["accuracy"] == 50
     assert pd.isna(row_of(table, rule="base")["difference"])
-    assert row_of(table, rule="oracle")["note"] == tables.NOT_RUN
+    assert row_of(table, rule="oracle")["note"] == look.NOT_RUN
 
 
 def test_a_threshold_beyond_what_was_adapted_is_not_guessed():
     records = pd.concat([arm("base", [0, 0, 1, 1]), arm("tt_si", [1, 0, 1, 1], margins=MARGINS)])
     records.loc[records["arm"] == "tt_si", "uncertain"] = [True, True, False, False]
-    table = tables.table2_threshold(records, [0.2, 0.6, 0.95])
+    table = rules(records, [0.2, 0.6, 0.95])
     assert row_of(table, rule="0.6")["accuracy"] == 75
     assert row_of(table, rule="0.95")["note"] == "not run in this profile: 1 of the 3 answers it needs"
     assert pd.isna(row_of(table, rule="0.95")["accuracy"])
-    assert "1 of the 3" in tables.threshold_reading(table)
-    assert tables.threshold_curve(records)["tau"].max() == 0.9
+    assert "1 of the 3" in played("04", records, tau=[0.95])["said"]
+    assert played("04", records)["curve"]["tau"].max() == 0.9
 
 
 def test_tau_of_the_run_gives_the_arm_itself():
@@ -399,8 +411,8 @@ def test_tau_of_the_run_gives_the_arm_itself():
     uncertain = margins < 0.7
     tt_si = arm("tt_si", np.where(uncertain, adapted, base).astype(int), margins=list(margins))
     records = pd.concat([arm("base", base.astype(int)), tt_si.assign(uncertain=uncertain)])
-    swept_row = row_of(tables.table2_threshold(records, [0.7]), rule="0.7")
-    own = row_of(tables.table1_main(records), arm="tt_si", inference="direct", benchmark="sealtool")
+    swept_row = row_of(rules(records, [0.7]), rule="0.7")
+    own = row_of(table1(records), arm="tt_si", inference="direct", benchmark="sealtool")
     for column in ("accuracy", "low", "difference", "difference_low", "gained", "lost", "p"):
         assert swept_row[column] == pytest.approx(own[column])
     assert swept_row["tpr"] == pytest.approx(100 * statistics.rates(margins, base, 0.7).tpr.value)
@@ -410,15 +422,15 @@ def test_a_machine_failure_leaves_its_sample_out_of_the_sweep():
     records = swept()
     failed = (records["arm"] == "tt_si_all") & (records["sample"] == "sealtool-0")
     records.loc[failed, ["status", "correct"]] = ["error", None]
-    table = tables.table2_threshold(records, [0.2, 0.6])
+    table = rules(records, [0.2, 0.6])
     assert (row_of(table, rule="0.6")["n"], row_of(table, rule="0.6")["pairs"]) == (3, 3)
 
 
 def test_no_threshold_without_answers():
-    table = tables.table2_threshold(arm("base", [1, 0]), [0.5])
+    table = rules(arm("base", [1, 0]), [0.5])
     assert table["accuracy"].isna().all()
-    assert tables.threshold_curve(arm("base", [1, 0])).empty
-    assert tables.NOT_RUN in tables.threshold_reading(table)
+    assert played("04", arm("base", [1, 0]))["curve"].empty
+    assert look.NOT_RUN in played("04", arm("base", [1, 0]))["said"]
 
 
 # --- scaling and size -----------------------------------------------------------------------------------
@@ -673,7 +685,7 @@ def test_bench_ratios_are_paired_by_sample(tmp_path):
         assert row_of(table, program="exact", stage=stage)["ratio"] == pytest.approx(4)
         assert pd.isna(row_of(table, program="usual loop", stage=stage)["ratio"])
     assert pd.isna(row_of(table, program="exact", stage="H")["ratio"])  # theirs reads the prompt, ours didn't
-    assert "not measured" in tables.markdown(tables.bench_view(tables.bench_ratios(tmp_path / "none.csv")))
+    assert "not measured" in look.markdown(tables.bench_view(tables.bench_ratios(tmp_path / "none.csv")))
 
 
 # --- controls -------------------------------------------------------------------------------------------
@@ -731,18 +743,20 @@ def test_error_codes_before_and_after():
 
 
 def test_model_text_cannot_break_a_table_or_be_html():
-    shown = tables.markdown(pd.DataFrame({"reply": ["<script>a|b</script>\nc"]}))
+    shown = look.markdown(pd.DataFrame({"reply": ["<script>a|b</script>\nc"]}))
     assert shown.splitlines()[2] == "| &lt;script&gt;a\\|b&lt;/script&gt; c |"
-    assert "<script" not in tables.quote("<script>alert(1)</script>")
+    assert "<script" not in look.quote("<script>alert(1)</script>")
 
 
 def test_saved_files_are_complete_stable_and_round_trip(tmp_path, monkeypatch):
     monkeypatch.setenv("TTSI_FIGURES", str(tmp_path))
-    table = tables.table1_main(arms([1, 0, 0], [1, 1, 0]))
-    path = tables.save_table(table, "table1_main", "cpu", "the caption", tables.table1_view(table))
+    made = played("02", arms([1, 0, 0], [1, 1, 0]), "view")
+    path = tmp_path / "cpu" / "table1_main.csv"
+    shown = look.save_table(made["table"], "table1_main", "cpu", "the caption", made["view"])
+    assert path.with_suffix(".md").read_text() == shown and shown.endswith("\nthe caption\n")
     first = path.read_bytes()
-    assert path == tmp_path / "cpu" / "table1_main.csv"
-    assert tables.save_table(table, "table1_main", "cpu").read_bytes() == first
+    look.save_table(made["table"], "table1_main", "cpu")
+    assert path.read_bytes() == first
     back = pd.read_csv(io.BytesIO(first))
     assert cell(back, "correct") == 2
     assert cell(back, "accuracy") == pytest.approx(66.6667, abs=1e-4)
@@ -750,14 +764,14 @@ def test_saved_files_are_complete_stable_and_round_trip(tmp_path, monkeypatch):
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    path = tables.write(tmp_path / "table.csv", b"old")
+    path = look.write(tmp_path / "table.csv", b"old")
 
     def full(*_):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="no space"):
-        tables.write(path, b"new")
+        look.write(path, b"new")
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isnan, nan, sqrt
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -200,7 +201,7 @@ def sign_flip(differences: npt.ArrayLike, seed: int = 0) -> float:
     return float((1 + extreme.sum()) / (1 + RESAMPLES))
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
     """Holm-adjusted p value per name, in the order given. Raises ValueError on one outside [0, 1] or nan."""
     if any(isnan(p) or not 0 <= p <= 1 for p in p_values.values()):
         raise ValueError(f"p values out of range: {dict(p_values)}")

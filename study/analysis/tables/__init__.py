@@ -63,7 +63,6 @@ from study.analysis.tables.layout import (
     text,
     write,
 )
-from study.analysis.tables.main import table1_caption, table1_main, table1_reading, table1_view
 from study.analysis.tables.methods import (
     arm_name,
     benchmark_of,
@@ -95,13 +94,6 @@ from study.analysis.tables.synthetic import (
     synthetic_reading,
     synthetic_view,
     table_synthetic,
-)
-from study.analysis.tables.threshold import (
-    table2_threshold,
-    threshold_caption,
-    threshold_curve,
-    threshold_reading,
-    threshold_view,
 )
 
 __all__ = [
@@ -176,19 +168,10 @@ __all__ = [
     "sizes_table",
     "synthetic_reading",
     "synthetic_view",
-    "table1_caption",
-    "table1_main",
-    "table1_reading",
-    "table1_view",
-    "table2_threshold",
     "table_controls",
     "table_cost",
     "table_scale",
     "table_synthetic",
     "text",
-    "threshold_caption",
-    "threshold_curve",
-    "threshold_reading",
-    "threshold_view",
     "write",
 ]

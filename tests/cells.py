@@ -1,0 +1,74 @@
+"""A notebook's code cells, run on made-up frames: what they choose is tested where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import IPython.display
+import nbformat
+import pandas as pd
+import pytest
+
+from study.analysis import figures, look
+from study.notebooks import find
+from study.run import frames
+from study.run import study as opening
+from study.run.config import load_profile
+
+
+class Run:
+    """What a study is to a notebook: made-up frames, of a variant those under its name; computes nothing."""
+
+    def __init__(self, records: pd.DataFrame, other: Mapping[str, Any], variant: str | None = None) -> None:
+        self.all, self.other = records, dict(other)
+        self.missing, self.lacking = other.get("missing", {}), other.get("lacking", {})
+        of = {"name": "cpu", "benchmarks": dict.fromkeys(records.get("benchmark", ["sealtool"]))}
+        of |= {k: v for k, v in other.items() if k in type(load_profile("cpu")).model_fields}
+        self.profile = load_profile("cpu").model_copy(update={"variants": {}} | of)
+        self.own = "" if variant is None else variant
+
+    def variant(self, name: str) -> Run:
+        return Run(self.all, self.other, name)
+
+    def header(self) -> str:
+        return "made up"
+
+    def run(self, arms: Any = None, benchmarks: Any = None) -> None: ...
+
+    def records(self, arms: Any = None) -> pd.DataFrame:
+        if self.all.empty:
+            return pd.DataFrame(columns=frames.RECORDS)
+        mine = self.all[self.all["variant"] == self.own]
+        return mine[mine["arm"].isin(arms)] if arms else mine
+
+
+def played(
+    number: str, records: pd.DataFrame, until: str = "", study: Mapping[str, Any] | None = None, **given: Any
+) -> dict[str, Any]:
+    """The names a notebook's cells leave behind, up to the cell that makes `until`; `said`: what was shown.
+
+    study: what the run has: settings of its profile, `missing`, `lacking`. given: the notebook's parameters.
+    """
+    cells = [c for c in nbformat.read(find(number), 4).cells if c["cell_type"] == "code"]
+    said: list[str] = []
+
+    def display(*things: Any) -> None:
+        said.extend(str(getattr(t, "data", t)) for t in things)
+
+    names: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "open_study", lambda *_, **__: Run(records, study or {}))
+        patch.setattr(IPython.display, "display", display)
+        patch.setattr(IPython.display, "Image", str)
+        patch.setattr(figures, "save_figure", lambda *_: "a figure")
+        patch.setattr(look, "write", lambda path, content: Path(path))
+        for cell in cells:
+            exec(compile(cell["source"], f"{number}, {cell['id']}", "exec"), names)
+            if "parameters" in cell["metadata"].get("tags", []):
+                assert given.keys() <= names.keys()
+                names |= given
+            if until and until in names:
+                break
+    return names | {"said": "\n".join(said)}
