@@ -33,6 +33,10 @@ def main_results():
     return played("02", arms([0] * 12, [1] * 3 + [0] * 9), "view")["table"]
 
 
+def controls(records):
+    return played("09", records, "view", {"variants": {"again": {"seeds": [1]}}})["table"]
+
+
 @cache
 def values():
     """What each figure draws: its function and its table."""
@@ -48,18 +52,18 @@ def values():
             figures.main_results_figure,
             main_results(),
         ),
-        "methods": (figures.figure2_methods, tables.methods_table(records)),
-        "sizes": (figures.figure3_model_size, tables.sizes_table(records)),
+        "methods": (figures.figure2_methods, played("03", records, "view")["table"]),
+        "sizes": (figures.figure3_model_size, played("06", records, "view")["table"]),
         "gold": (figures.gold_first_figure, tables.gold_positions(samples_frame())),
         "threshold": (figures.figure_threshold, played("04", records, "curve")["curve"]),
-        "scaling": (figures.figure2_scaling, tables.scaling_curves(records)),
+        "scaling": (figures.figure2_scaling, played("05", records, "figure")["table"]),
         "embeddings": (figures.figure5_embeddings, tables.embedding_points(embedded())),
         "break_even": (
             figures.figure_break_even,
             tables.break_even_curves(tables.prices(timed(), "sealtool")),
         ),
         "costs": (figures.figure_costs, tables.table_cost(timed())),
-        "controls": (figures.figure_controls, tables.table_controls(records, {"again": {"seeds": [1]}})),
+        "controls": (figures.figure_controls, controls(records)),
     }
 
 
@@ -112,13 +116,14 @@ def test_no_text_leaves_the_page():
 
 
 def test_what_was_not_run_is_named_and_not_drawn():
-    methods = tables.methods_table(several_arms(), lacking={"sft": "no training split"})
+    run = {"lacking": {("sealtool", "sft"): "no training split"}}
+    methods = played("03", several_arms(), "view", run)["table"]
     shown = words(figures.figure2_methods(methods))
     assert "No training split: sft." in shown
     assert "Not run in this profile:" in shown
     assert "oracle" not in [t.get_text() for t in figures.figure2_methods(methods).axes[0].get_yticklabels()]
     assert "Not run in this profile: sft, tt_d, tt_si_and_icl" in words(
-        figures.figure2_scaling(tables.scaling_curves(several_arms()))
+        figures.figure2_scaling(played("05", several_arms(), "figure")["table"])
     )
 
 
@@ -126,13 +131,13 @@ def test_what_was_not_run_is_named_and_not_drawn():
     ("draw", "table"),
     [
         (figures.figure4_rivals, lambda: tables.estimator_comparison(scores(6).assign(rss=0.5))),
-        (figures.figure2_methods, lambda: tables.methods_table(pd.DataFrame())),
-        (figures.figure3_model_size, lambda: tables.sizes_table(pd.DataFrame(), "bfcl", ["tiny"])),
+        (figures.figure2_methods, lambda: played("03", pd.DataFrame(), "view")["table"]),
+        (figures.figure3_model_size, lambda: played("06", pd.DataFrame(), "view", benchmark="bfcl")["table"]),
         (figures.figure_threshold, lambda: played("04", pd.DataFrame(), "curve")["curve"]),
-        (figures.figure2_scaling, lambda: tables.scaling_curves(pd.DataFrame())),
+        (figures.figure2_scaling, lambda: played("05", pd.DataFrame(), "figure")["table"]),
         (figures.figure5_embeddings, lambda: tables.embedding_points(pd.DataFrame(columns=list(PCS)))),
         (figures.figure_costs, lambda: tables.table_cost(pd.DataFrame())),
-        (figures.figure_controls, lambda: tables.table_controls(pd.DataFrame())),
+        (figures.figure_controls, lambda: played("09", pd.DataFrame(), "view")["table"]),
     ],
 )
 def test_nothing_run_is_a_figure_that_says_so(draw, table):

@@ -316,7 +316,8 @@ def test_methods_are_paired_with_base_and_with_tt_si():
     records = pd.concat([
         arm("base", [0, 0, 0, 1]), arm("tt_si", [1, 0, 0, 1]), arm("icl_nearest", [1, 1, 0, 0], mode="none"),
     ])  # fmt: skip
-    table = tables.methods_table(records, lacking={"sft": "no training split"})
+    made = played("03", records, study={"lacking": {("sealtool", "sft"): "no training split"}})
+    table, said = made["table"], made["said"]
     icl = row_of(table, arm="icl_nearest")
     assert (icl["accuracy"], icl["difference"], icl["gained"], icl["lost"]) == (50, 25, 2, 1)
     assert (icl["tt_si_difference"], icl["tt_si_gained"], icl["tt_si_lost"]) == (0, 1, 1)
@@ -324,26 +325,27 @@ def test_methods_are_paired_with_base_and_with_tt_si():
     assert pd.isna(row_of(table, arm="tt_si")["p_holm"]), "the primary comparison stands alone"
     assert icl["p_holm"] == icl["p"] == 1
     assert row_of(table, arm="sft")["note"] == "no training split"
-    assert row_of(table, arm="oracle")["note"] == tables.NOT_RUN
+    assert row_of(table, arm="oracle")["note"] == look.NOT_RUN
     assert row_of(table, arm="oracle")["paper"] == 78.89
-    reading = tables.methods_reading(table)
+    reading = said[said.index("- **") :]
     assert reading.count("points to base") == 2
     assert reading.count("points to tt_si") == 1
-    assert "n = 4, 3 discordant" in tables.methods_caption(table)
+    assert "n = 4, 3 discordant" in made["caption"]
 
 
 def test_of_several_pools_the_largest_stands_among_the_methods():
     pools = [arm("sft_ood", [c, 0], pool_n=float(n)) for n, c in ((1, 0), (8, 1))]
-    table = tables.methods_table(pd.concat([arm("base", [0, 0]), *pools]))
+    made = played("03", pd.concat([arm("base", [0, 0]), *pools]))
+    table = made["table"]
     ood = row_of(table, arm="sft_ood")
     assert (ood["pool_n"], ood["accuracy"]) == (8, 50)
-    assert "sft_ood (8 samples)" in look.markdown(tables.methods_view(table))
+    assert "sft_ood (8 samples)" in made["said"]
 
 
 def test_variants_stay_out_of_the_main_tables():
     records = pd.concat([arms([0, 0], [1, 1]).assign(variant=""), arm("tt_si", [0, 0], variant="k4")])
     assert cell(table1(records), "accuracy") == 100
-    assert row_of(tables.methods_table(records), arm="tt_si")["accuracy"] == 100
+    assert row_of(played("03", records, "view")["table"], arm="tt_si")["accuracy"] == 100
 
 
 def test_variants_that_only_select_are_parts_of_the_run():
@@ -441,7 +443,8 @@ def test_the_curve_ends_at_the_arm_and_counts_only_the_uncertain():
     tt_si["uncertain"] = tt_si["adapted"] = [True, True, True, True, False]
     pools = [arm("sft_ood", [c, 0, 0, 0, 1], pool_n=float(n)) for n, c in ((1, 0), (2, 1))]
     records = pd.concat([arm("base", [0, 0, 0, 0, 1]), tt_si, *pools])
-    table = tables.scaling_curves(records, orders=7)
+    made = played("05", records, orders=7)
+    table = made["table"]
     curve = table[table["arm"] == "tt_si"]
     assert list(curve["training_samples"]) == [1, 2, 3, 4]
     assert curve["accuracy"].is_monotonic_increasing
@@ -450,23 +453,26 @@ def test_the_curve_ends_at_the_arm_and_counts_only_the_uncertain():
     assert curve["difference"].notna().sum() == 1, "only the end is one fixed set of answers"
     assert row_of(table, arm="sft_ood", training_samples=2)["difference"] == 20
     assert row_of(table, arm="base")["accuracy"] == 20
-    assert row_of(table, arm="tt_d")["note"] == tables.NOT_RUN
-    pd.testing.assert_frame_equal(table, tables.scaling_curves(records, orders=7))
-    assert "+60.0" in tables.scaling_reading(table)
+    assert row_of(table, arm="tt_d")["note"] == look.NOT_RUN
+    pd.testing.assert_frame_equal(table, played("05", records, "names", orders=7)["table"])
+    assert "+60.0" in made["said"]
 
 
 def test_sizes_are_compared_on_the_samples_that_all_answered():
     small = arms([0, 0, 0, 1], [1, 0, 0, 1]).assign(variant="")
     large = arms([1, 1], [1, 1]).assign(variant="larger", model="qwen2.5-coder-1.5b")
     original = arms([1, 1], [1, 1]).assign(variant="o", tool_order="original")
-    table = tables.sizes_table(pd.concat([small, large, original]), models=["qwen2.5-7b"])
+    variants = {"larger": {"model": "qwen2.5-coder-1.5b"}, "o": {"tool_order": "original"}}
+    variants["huge"] = {"model": "qwen2.5-7b"}
+    made = played("06", pd.concat([small, large, original]), study={"variants": variants})
+    table = made["table"]
     assert set(table.loc[table["n"].notna(), "n"]) == {2}
     assert row_of(table, model="qwen2.5-coder-0.5b", arm="tt_si")["difference"] == 50
     assert row_of(table, model="qwen2.5-coder-1.5b", arm="tt_si")["difference"] == 0
-    absent = table[(table["model"] == "qwen2.5-7b") & (table["note"] == tables.NOT_RUN)]
+    absent = table[(table["model"] == "qwen2.5-7b") & (table["note"] == look.NOT_RUN)]
     assert len(absent) == 1
     assert row_of(table, model="qwen2.5-7b", arm="tt_si")["paper"] == 83.97
-    assert "nothing about how the gain changes" not in tables.size_reading(table)
+    assert "nothing about how the gain changes" not in made["said"]
 
 
 # --- estimators side by side ----------------------------------------------------------------------------
@@ -489,7 +495,7 @@ def test_estimators_judge_the_same_answers():
     wrong = int((~kept["base_correct"]).sum())
     assert row_of(mine, estimator="trivial")["best_f1"] == pytest.approx(2 * wrong / (len(kept) + wrong))
     assert row_of(mine, estimator="trivial")["auc"] == 0.5
-    assert row_of(mine, estimator="votes")["note"] == tables.NOT_RUN
+    assert row_of(mine, estimator="votes")["note"] == look.NOT_RUN
     assert "samples only" in row_of(mine, estimator="few")["note"], "and the others keep their samples"
     assert "overlaps" in tables.comparison_reading(table)
 
@@ -563,7 +569,7 @@ def test_quality_counts_copies_validity_and_failures():
     assert (row["distinct_tools"], row["distinct_questions"]) == (2, 2)
     assert row["top_tool_share"] == pytest.approx(200 / 3)
     nothing = tables.table_synthetic(examples.iloc[:0], records)
-    assert nothing["note"].tolist() == [tables.NOT_RUN]
+    assert nothing["note"].tolist() == [look.NOT_RUN]
 
 
 def test_seeds_make_no_more_samples_of_synthetic_data():
@@ -670,7 +676,7 @@ def test_modes_are_paired_with_each_other():
     records = records[(records["arm"] == "tt_si") | (records["mode"] == "none")]
     row = row_of(tables.mode_comparison(records), benchmark="sealtool")
     assert (row["difference"], row["gained"], row["lost"], row["same_reply"]) == (0, 1, 1, 0)
-    assert tables.mode_comparison(timed())["note"].tolist() == [tables.NOT_RUN]
+    assert tables.mode_comparison(timed())["note"].tolist() == [look.NOT_RUN]
 
 
 def test_bench_ratios_are_paired_by_sample(tmp_path):
@@ -704,7 +710,8 @@ def test_controls_stand_beside_base_and_tt_si():
         arm("base", [0, 1, 1, 0], variant="noise", seed=1),
         arms([1], [1]).assign(variant="larger", model="qwen2.5-coder-1.5b"),
     ])  # fmt: skip
-    table = tables.table_controls(records, variants)
+    made = played("09", records, study={"variants": variants})
+    table = made["table"]
     generic = row_of(table, control="generic")
     assert (generic["base_difference"], generic["tt_si_difference"]) == (25, -25)
     original = row_of(table, variant="original", arm="tt_si")
@@ -714,10 +721,10 @@ def test_controls_stand_beside_base_and_tt_si():
     assert (noise["base_gained"], noise["base_lost"], noise["base_pairs"]) == (1, 1, 4)
     assert pd.isna(noise["tt_si_p_holm"]), "a base row is held against base"
     assert "larger" not in set(table["variant"])
-    assert row_of(table, control="amortised")["note"] == tables.NOT_RUN
-    assert row_of(table, control="learning_rate")["note"] == tables.NOT_RUN
-    assert "tool_order" not in set(table.loc[table["note"] == tables.NOT_RUN, "control"])
-    reading = tables.controls_reading(table)
+    assert row_of(table, control="amortised")["note"] == look.NOT_RUN
+    assert row_of(table, control="learning_rate")["note"] == look.NOT_RUN
+    assert "tool_order" not in set(table.loc[table["note"] == look.NOT_RUN, "control"])
+    reading = made["said"]
     assert "**generic**" in reading
     assert "Not run in this profile: donor" in reading
 
@@ -728,15 +735,16 @@ def test_error_codes_before_and_after():
     records.loc[~mine, "code"] = ["no_call", "wrong_value", "ok", "wrong_type"]
     records.loc[mine, "code"] = ["ok", "wrong_value", "wrong_name", "bad_json"]
     records.loc[mine, "adapted"] = [True, True, True, False]
-    moved = tables.error_codes(records)
+    made = played("09", records)
+    moved = made["moved"]
     assert moved["n"].sum() == 3, "only what was adapted"
-    view = tables.codes_view(moved, "sealtool", "activated").set_index("before ↓ after →")
+    view = made["grid"]
     assert view.loc["no_call", "ok"] == 1
     assert view.loc["all before" if "all before" in view.index else "all after", "all before"] == 3
-    reading = tables.codes_reading(moved)
+    reading = made["said"]
     assert "mended: no_call 1" in reading
     assert "made: wrong_name 1" in reading
-    assert "No sample was adapted" in tables.codes_reading(moved.iloc[:0])
+    assert "No sample was adapted" in played("09", records.assign(adapted=False))["said"]
 
 
 # --- writing --------------------------------------------------------------------------------------------

@@ -10,11 +10,11 @@ from study.analysis.answers import Answers, percent
 
 
 def adapted_in_orders(base: Answers, adapted: Answers, orders: int = 20, seed: int = 0) -> pd.DataFrame:
-    """A row per number x of training samples: the first x adapted ones of an order take their adapted answer.
+    """A row per number x of training samples: the first x of an order take their adapted answer.
 
     All others keep base's. `correct`, `accuracy`: the mean over the orders, with its Wilson interval over all
     n samples; `order_low`, `order_high`: 2.5 and 97.5 % of the orders, no interval of the accuracy. Seeds are
-    averaged per sample first; a sample counts as adapted once any seed adapts it: the last row is the arm.
+    averaged per sample first; a sample is adapted once any seed adapts it: the last row is the arm itself.
     Without a usable example nothing was trained on, and the answer is base's: no training sample.
     """
     before, after = base.correct.align(adapted.correct, join="inner")

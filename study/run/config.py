@@ -245,7 +245,7 @@ def load_profile(name: str, **overrides: Any) -> Profile:
         known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
         raise ValueError(f"no profile {name!r}; there are {', '.join(known)}")
     try:
-        read = yaml.load(path.read_bytes(), _OneOfEach)
+        read = _OneOfEach(path.read_bytes()).get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""

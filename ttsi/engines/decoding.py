@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from ttsi.engines.cache import KeyValues, RowCache
 from ttsi.engines.drafts import propose
 from ttsi.seeds import reply_seed
 from ttsi.types import Sampling
-
-if TYPE_CHECKING:
-    from ttsi.engines.torch import TorchEngine
 
 _FREE_ROWS = 6  # so many tokens cost a pass little more than one: room for guesses from the prompt
 _DRAFT_ROWS = 32  # room for guesses from an earlier answer, most of which come true
@@ -52,7 +49,7 @@ class Decoder:
     """
 
     def __init__(
-        self, engine: TorchEngine, requests: Sequence[Request], sampling: Sampling, most: int | None
+        self, engine: Any, requests: Sequence[Request], sampling: Sampling, most: int | None
     ) -> None:
         self.engine, self.requests, self.sampling = engine, requests, sampling
         self.asked = [engine.asked(r) for r in requests]

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.analysis.figures.style import COLOURS, NEUTRAL, draw_interval, notice, panels, style, symmetric
+from study.analysis.look import arm_name
 from study.analysis.tables.layout import INFERENCES, in_order, label, model_label, rank, rows_of
-from study.analysis.tables.methods import arm_name
 
 READING = (
     "Left: accuracy, 95 % Wilson interval. Right: difference to {against} on the same samples, paired 95 % "

@@ -113,8 +113,9 @@ def apart(heights: list[float], least: float, top: float = 1.0) -> list[float]:
 
 def symmetric(axes: Axes) -> None:
     """Zero in the middle, so that a gain and a loss of the same size look the same."""
-    reach = max(map(abs, axes.dataLim.intervalx), default=1.0)
-    axes.set_xlim(-1.08 * max(reach, 1.0), 1.08 * max(reach, 1.0))
+    drawn = [abs(x) for x in axes.dataLim.intervalx if np.isfinite(x)]  # infinite where nothing is drawn
+    reach = 1.08 * max([1.0, *drawn])
+    axes.set_xlim(-reach, reach)
 
 
 def panels(

@@ -5,15 +5,7 @@ rates shares in [0, 1]; every one is beside its n. What was not run, or could no
 and is never a number.
 """
 
-from study.analysis.tables.controls import (
-    codes_reading,
-    codes_view,
-    controls_caption,
-    controls_reading,
-    controls_view,
-    error_codes,
-    table_controls,
-)
+from study.analysis.look import main_benchmark as benchmark_of
 from study.analysis.tables.cost import (
     bench_ratios,
     bench_view,
@@ -63,18 +55,6 @@ from study.analysis.tables.layout import (
     text,
     write,
 )
-from study.analysis.tables.methods import (
-    arm_name,
-    benchmark_of,
-    methods_caption,
-    methods_reading,
-    methods_table,
-    methods_view,
-    size_caption,
-    size_reading,
-    size_view,
-    sizes_table,
-)
 from study.analysis.tables.results import joined, selecting
 from study.analysis.tables.scale import (
     Gpu,
@@ -85,7 +65,6 @@ from study.analysis.tables.scale import (
     scale_view,
     table_scale,
 )
-from study.analysis.tables.scaling import scaling_caption, scaling_curves, scaling_reading
 from study.analysis.tables.synthetic import (
     distances_table,
     distances_view,
@@ -106,20 +85,14 @@ __all__ = [
     "LABELS",
     "NOT_RUN",
     "Gpu",
-    "arm_name",
     "bench_ratios",
     "bench_view",
     "benchmark_of",
     "bracket",
     "break_even_curves",
     "break_even_reading",
-    "codes_reading",
-    "codes_view",
     "comparison_reading",
     "comparison_view",
-    "controls_caption",
-    "controls_reading",
-    "controls_view",
     "cost_reading",
     "cost_view",
     "csv_bytes",
@@ -127,7 +100,6 @@ __all__ = [
     "distances_table",
     "distances_view",
     "embedding_points",
-    "error_codes",
     "estimator_comparison",
     "estimator_curves",
     "estimator_reading",
@@ -141,10 +113,6 @@ __all__ = [
     "label",
     "layouts",
     "markdown",
-    "methods_caption",
-    "methods_reading",
-    "methods_table",
-    "methods_view",
     "mode_caption",
     "mode_comparison",
     "mode_reading",
@@ -158,17 +126,9 @@ __all__ = [
     "scale_rates",
     "scale_reading",
     "scale_view",
-    "scaling_caption",
-    "scaling_curves",
-    "scaling_reading",
     "selecting",
-    "size_caption",
-    "size_reading",
-    "size_view",
-    "sizes_table",
     "synthetic_reading",
     "synthetic_view",
-    "table_controls",
     "table_cost",
     "table_scale",
     "table_synthetic",

@@ -83,7 +83,11 @@ def layouts(records: pd.DataFrame) -> pd.DataFrame:
 def knowable(records: pd.DataFrame) -> pd.DataFrame:
     """Accuracy (%, Wilson) with and without the samples whose gold nobody can know, per benchmark and arm."""
     answered = records[(records["status"] == "ok") & (records["variant"] == "")]
-    hidden = answered["flags"].str.split(",").map(lambda flags: "unknowable" in flags)
+    hidden = (
+        answered.get("flags", pd.Series("", answered.index))
+        .str.split(",")
+        .map(lambda flags: "unknowable" in flags)
+    )
     parts = [answered.assign(samples="all"), answered[~hidden].assign(samples="knowable")]
     keys = ["benchmark", "arm", "mode", "inference", "samples"]
     both = pd.concat(parts, ignore_index=True)
