@@ -147,6 +147,13 @@ def hidden_states(engine: TorchEngine, ids: torch.Tensor) -> torch.Tensor:
         return engine.forward(ids, torch.arange(ids.shape[1])[None], None, None)
 
 
+def test_the_model_can_be_called_before_any_pass_of_the_engine(engine: TorchEngine) -> None:
+    ids = torch.tensor([engine.encode(PROMPTS[0]).ids])
+    with torch.no_grad():
+        plain = engine.model(input_ids=ids).logits[0, -1]
+    torch.testing.assert_close(plain, engine.head(hidden_states(engine, ids))[0, -1], atol=1e-4, rtol=0)
+
+
 def test_out_of_memory_is_the_machines_failure(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
@@ -243,12 +250,13 @@ def test_drafts_and_adapters_of_their_own_fly_along(engine: TorchEngine) -> None
 def test_what_a_spoilt_reply_leaves_in_its_slot_harms_nobody(engine: TorchEngine) -> None:
     good = loud(engine, 0, "exact")
     spoilt = Adapter(good.a, tuple(b * math.nan for b in good.b), good.settings)
-    long = Request(Prompt("sys tools hello", (Message("user", "hello " * 40),)), adapter=spoilt)
-    requests = [long, *(Request(p) for p in PROMPTS)]
+    long = Prompt("sys tools hello", (Message("user", "hello " * 40),))
+    requests = [Request(long, adapter=spoilt), Request(long), *(Request(p) for p in PROMPTS)]
+    engine.chat.stop_ids = frozenset({0})  # what is chosen of logits that are no numbers: it ends at once
     want = tokens(engine.generate(requests[1:], GREEDY))
-    engine.rows = 1
+    engine.rows = 2  # the long one beside it keeps the whole slot in view
     found = engine.generate(requests, GREEDY)
-    assert not any(map(math.isfinite, found[0][0].log_probs))
+    assert found[0][0].finished and not any(map(math.isfinite, found[0][0].log_probs))
     assert tokens(found[1:]) == want
 
 

@@ -102,6 +102,7 @@ class TorchEngine(ChatEngine):
         self.counters = Counters()
         self._mask4d = torch.zeros(1, 1, 1, 1, device=self.device)
         self._last_block = self.decoder.layers[-1].mlp
+        self._last_block.read_from = 0
         self._last_block.register_forward_pre_hook(_only_read)
         self._last_block.register_forward_hook(_unread_too)
 
