@@ -21,7 +21,7 @@ import torch
 
 from study.data import benchmarks
 from study.run import engines, keys
-from study.run.arms import ARMS
+from study.run.arms import ARMS, Step
 from study.run.config import load_profile
 from study.run.keys import Keys
 from study.run.plan import plan
@@ -358,6 +358,19 @@ def test_the_plan_of_a_finished_run_is_empty(smoke_run: Study) -> None:
             re.findall(r" (\d+) samples, +(\d+) stored", line) for line in plan(bare).splitlines()[1:-2]
         )
     )
+
+
+def test_a_sample_tried_alone_is_computed_alone(runs: Path) -> None:
+    """What takes its process with it must not be asked again with the others of its group."""
+    study = Study("smoke", **METHOD)
+    group, *_ = study.work([Step("base")], "fixture", 0)
+    assert len(group.samples) == study.profile.batch > 1
+    study.do(dataclasses.replace(group, samples=group.samples[:1]))
+    with sqlite3.connect(study.store.path) as db:
+        assert db.execute("SELECT sample FROM result").fetchall() == [(group.samples[0],)]
+    study.do(group)
+    with sqlite3.connect(study.store.path) as db:
+        assert {s for (s,) in db.execute("SELECT sample FROM result")} == set(group.samples)
 
 
 # --- profiles -------------------------------------------------------------------------------------------

@@ -26,12 +26,17 @@ a stage went; where the text itself is needed, the stage is run."""
 
 
 class Host(Protocol):
-    """What the stages need of a study. adapters: those just trained, which other arms may ask again."""
+    """What the stages need of a study. adapters: those just trained, which other arms may ask again.
+
+    at_work: the samples that may be computed now; None = all. A sample that takes its process with it is
+    tried apart from its group.
+    """
 
     profile: Profile
     store: Store
     dtype: str
     adapters: dict[Any, Done[Trained]]
+    at_work: frozenset[str] | None
 
     @property
     def engine(self) -> Any: ...
@@ -94,12 +99,13 @@ class Memory(RivalStages):
         return {q.id: as_done(rows.get(q.id), kind) for q in queries}
 
     def _groups(self, queries: Sequence[Query], whole: bool) -> list[list[Query]]:
-        """The queries by fixed groups of the permutation; `whole`: with all others of these groups."""
+        """The queries by fixed groups of the permutation; `whole`: with the others of these, if at work."""
         order = [s.query for s in self.study.samples(self.benchmark, self.method.seed)]
         at = {q.id: i // self.study.profile.batch for i, q in enumerate(order)}
         groups: dict[int, list[Query]] = {at[q.id]: [] for q in queries}
+        at_work = self.study.at_work
         for query in order if whole else queries:
-            if at[query.id] in groups:
+            if at[query.id] in groups and (at_work is None or query.id in at_work):
                 groups[at[query.id]].append(query)
         return [groups[i] for i in sorted(groups)]
 

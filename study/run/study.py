@@ -71,6 +71,7 @@ class Study:
         self.lacking: dict[tuple[str, str], str] = {}
         """(benchmark, arm) → why it can't be run there, e.g. no training split."""
         self.adapters: dict[Any, Done[Trained]] = {}
+        self.at_work: frozenset[str] | None = None
         self._samples: dict[tuple[str, int], list[Sample]] = {}
 
     @property
@@ -271,13 +272,14 @@ class Study:
 
     def do(self, work: Work) -> None:
         """Computes what a piece of work lacks. The adapters of its samples live until its steps are done."""
-        wanted = set(work.samples)
-        queries = [q for q in self._queries(work.benchmark, work.seed) if q.id in wanted]
+        self.at_work = frozenset(work.samples)
+        queries = [q for q in self._queries(work.benchmark, work.seed) if q.id in self.at_work]
         try:
             for step in work.steps:
                 self.play(step, queries, work.benchmark, work.seed, True)
         finally:
             self.adapters.clear()
+            self.at_work = None
 
     def play(
         self, step: tuple[Any, ...], queries: Sequence[Query], benchmark: str, seed: int, compute: bool
