@@ -43,13 +43,17 @@ def main() -> None:
     parser.add_argument("question", nargs="?", default="How do I get from Rome to Oslo?")
     parser.add_argument("--model", default="qwen2.5-coder-0.5b", help="a name, or a ChatML model folder")
     parser.add_argument("--tools", type=Path, help="JSON file: a list of functions")
-    parser.add_argument("--tau", type=float, default=0.95, help="adapt where the margin is below")
+    parser.add_argument("--h", choices=["likelihood", "margin"], default="likelihood", help="what H reads")
+    parser.add_argument("--tau", type=float, help="adapt where H is below (default: 0.5, of margin 0.95)")
     asked = parser.parse_args()
 
     tools = json.loads(asked.tools.read_text()) if asked.tools else TOOLS
-    answer = Agent(model_dir(asked.model), tools, tau=asked.tau, required=True).call(asked.question)
+    agent = Agent(model_dir(asked.model), tools, uncertainty=asked.h, tau=asked.tau, required=True)
+    answer = agent.call(asked.question)
 
-    print(f"H  margin {answer.margin:.3f}: {'uncertain' if answer.uncertain else 'certain'} at {answer.tau}")
+    certainty = answer.likelihood if asked.h == "likelihood" else answer.margin
+    verdict = "uncertain" if answer.uncertain else "certain"
+    print(f"H  {asked.h} {certainty:.3f}: {verdict} at {answer.tau}")
     for name, log_prob in answer.log_probs.items():
         print(f"     {log_prob:8.2f} nats  {name!r}")
     for example in answer.examples:
@@ -58,7 +62,9 @@ def main() -> None:
         print(f"G  {len(answer.failures)} tries could not be read: {', '.join(answer.failures)}")
     if answer.losses:
         print(f"T  loss {' → '.join(f'{loss:.3f}' for loss in answer.losses)} nats per token")
-    print(f"   {'the adapted model' if answer.adapted else 'the model as it is'} answers:")
+    if answer.likelihood_adapted is not None:
+        print(f"   likelihood {answer.likelihood:.3f} before, {answer.likelihood_adapted:.3f} after")
+    print(f"   {'the adapted model' if answer.adapted else 'the model as it is'} answers ({answer.why!r}):")
     for call in answer.calls:
         print(f"     {call.name!r} {dict(call.arguments)}")
     if not answer.calls:

@@ -106,7 +106,8 @@ class Playground:
             self.status.value = _text(_NO_MODEL)
             return
         try:
-            agent = Agent(self.engine, _read(self.tools.value), mode=self.mode, **self.settings)
+            paper: dict[str, Any] = {"uncertainty": "margin", "answer_with": "adapted", "filters": ()}
+            agent = Agent(self.engine, _read(self.tools.value), mode=self.mode, **paper | self.settings)
             self.live = agent.open(self.question.value)
         except ValueError as error:
             self.status.value = _text(str(error))

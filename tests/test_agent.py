@@ -20,6 +20,7 @@ from study.data import benchmarks, fixture
 from study.data.models import model_dir
 from study.playground import Playground
 from ttsi import Agent, Answer, estimator, prompts, synthesizer, trainer
+from ttsi.calls import canonical, parse_calls
 from ttsi.engines.base import EngineError, Request, TooLong
 from ttsi.engines.torch import TorchEngine
 from ttsi.seeds import seed_for
@@ -30,7 +31,9 @@ TRAVEL = [fixture.tool(n) for n in ("find_train", "find_flight", "find_hotel", "
 CLOCK = [fixture.tool(n) for n in ("set_timer", "set_alarm", "play_music")]
 TORN = "How do I get from Rome to Oslo?"
 SURE = "A hotel in Rome for 3 nights."
+LIKELY = "A hotel in Rome for 2 nights."
 ALWAYS = 1.01
+PAPER: dict[str, Any] = {"uncertainty": "margin", "answer_with": "adapted", "filters": ()}
 SHORT = {
     "answering": Sampling(max_tokens=64),
     "writing": Sampling(0.7, 0.8, 20, 1.1, max_tokens=96),
@@ -44,6 +47,11 @@ def engine() -> TorchEngine:
 
 
 def agent(engine: Any, tools: Any = TRAVEL, **settings: Any) -> Agent:
+    """The paper's agent; the default one is `selective`."""
+    return Agent(engine, tools, **SHORT | PAPER | settings)
+
+
+def selective(engine: Any, tools: Any = TRAVEL, **settings: Any) -> Agent:
     return Agent(engine, tools, **SHORT | settings)
 
 
@@ -115,6 +123,79 @@ def test_diverged_training_is_answered_as_it_is(engine: TorchEngine) -> None:
     answer = live.answer()
     assert answer.uncertain and answer.diverged and not answer.adapted and answer.losses == ()
     assert answer.examples and answer.text == live.before.text
+
+
+def test_a_likely_answer_costs_nothing_more(engine: TorchEngine) -> None:
+    """No tool is scored, no example written: the passes are those of the answer."""
+    before = engine.counters.passes
+    assert selective(engine).open(LIKELY).before.text
+    alone = engine.counters.passes - before
+    answer = selective(engine).call(LIKELY)
+    assert 0 < engine.counters.passes - before - alone <= alone
+    assert answer.why == "certain" and not answer.uncertain and not answer.adapted
+    assert answer.likelihood is not None and answer.likelihood >= 0.5 == answer.tau
+    assert answer.margin is None and answer.log_probs == {} and answer.likelihood_adapted is None
+    assert answer.seconds["h"] == answer.seconds["g"] == answer.seconds["t"] == 0 < answer.seconds["answer"]
+
+
+def test_the_likelier_answer_stands(engine: TorchEngine) -> None:
+    """The adapted answer if the adapted model is surer of it; the likelihoods are the two replies'."""
+    seen = set()
+    for question in (TORN, "How do I get from Lima to Cairo?", "From Paris to Rome by night, please.", SURE):
+        for rate in (0.01, 0.2):
+            live = selective(engine, lora=LoraSettings(learning_rate=rate), filters=()).open(question)
+            answer = live.answer(ALWAYS)
+            if live.after is None:
+                continue
+            was, now = (estimator.likelihood(_counted(engine, r)) for r in (live.before, live.after))
+            assert (answer.likelihood, answer.likelihood_adapted) == (was, now)
+            assert answer.adapted == (now > was) and answer.refused == (now <= was)
+            assert answer.text == (live.after if now > was else live.before).text
+            assert answer.why == "adapted" or "no likelier" in answer.why
+            seen.add(answer.adapted)
+    assert seen == {True, False}, "one of each, or the test says nothing"
+
+
+def _counted(engine: TorchEngine, reply: Generation) -> list[float]:
+    """Log-probabilities of the tokens behind the first function name's quote."""
+    parts = estimator.answer_parts(reply, engine.chat.ends(reply.text, reply.tokens))
+    return [x for part in parts.values() for x in part]
+
+
+def test_what_fails_leaves_the_base_answer(engine: TorchEngine) -> None:
+    class Down:
+        name = "down"
+
+        def generate(self, *_: Any) -> Any:
+            raise EngineError("the endpoint is down")
+
+    answer = selective(engine, writer=Down()).call(TORN, tau=ALWAYS)
+    assert answer.text == selective(engine).open(TORN).before.text and not answer.adapted
+    assert answer.why.startswith("kept the base answer because the machine failed") and "down" in answer.why
+    diverged = selective(engine, lora=LoraSettings(learning_rate=1e30), filters=()).call(TORN, tau=ALWAYS)
+    assert diverged.diverged and diverged.why == "kept the base answer because training diverged"
+    with pytest.raises(EngineError, match="down"):  # nothing to fall back on: H scores tools, then G fails
+        agent(engine, writer=Down()).call(TORN, tau=ALWAYS)
+
+
+def test_an_example_that_fails_its_filters_is_not_learnt(engine: TorchEngine) -> None:
+    """What the default agent learns from keeps its schema, is new, and is what the model says anyway."""
+    learnt = 0
+    for question in (TORN, "How do I get from Lima to Cairo?", "A table in Rome for two."):
+        live = selective(engine).open(question)
+        written, answer = live.synthesis, live.answer(ALWAYS)
+        assert len(written.examples) <= 1 and answer.examples == written.examples
+        assert set(written.failures) <= {"schema", "copy", "disagrees", "no_question", "no_call", "bad_json",
+                                         "unknown_tool"}  # fmt: skip
+        for example in written.examples:
+            learnt += 1
+            assert not example.schema_errors and example.copy_ratio < 1
+            said = selective(engine).open(example.question).before
+            # The example's own question, asked alone: the same prompt, so the same greedy answer.
+            assert canonical(parse_calls(said.text).calls) == canonical(example.calls)
+        if not written.examples:
+            assert not answer.adapted and "no example" in answer.why
+    assert learnt
 
 
 def test_both_modes_and_the_weights_stay(engine: TorchEngine) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +92,13 @@ def test_who_is_adapted(rows: pd.DataFrame) -> None:
     assert adapted["tt_si_all"] == adapted["tt_si"] | adapted["tt_si_certain"]
     assert adapted["oracle"] == adapted["sft"] == adapted["sft_ood"] == everyone
     assert adapted["generic"] == adapted["amortised"] == uncertain
-    assert adapted["donor"] <= uncertain
+    assert adapted["donor"] <= uncertain and adapted["nearest"] <= uncertain
+    likely = of(rows, "base").query("likelihood < 0.5").index
+    assert adapted["tt_si_likelihood"] == adapted["tt_si_all"] & set(likely)
+    assert adapted["tt_si_selective"] <= adapted["tt_si_likelihood"]
+    assert adapted["tt_si_surer"] <= adapted["tt_si"]
+    for arm in ("tt_si_valid", "tt_si_novel", "tt_si_agreeing", "tt_si_in_reach"):
+        assert adapted[arm] <= uncertain, arm
     for arm in ("base", "tt_si_icl", "icl_nearest", "icl_random", "teacher", "self_consistency"):
         assert not adapted[arm], arm
     chosen = of(rows, "random_subset")
@@ -119,6 +128,39 @@ def test_where_arms_do_the_same_they_say_the_same(rows: pd.DataFrame) -> None:
     assert (of(rows, "tt_d")["reply"] == tt_si["reply"]).all()
 
 
+def test_what_is_refused_is_no_likelier(rows: pd.DataFrame) -> None:
+    """Selective arms select among the answers of `base` and `tt_si_all`: where q < ½, the likelier one."""
+    base, every = of(rows, "base"), of(rows, "tt_si_all")
+    surer = every["likelihood"] > base["likelihood"]
+    for arm, asked in (
+        ("tt_si_selective", base["likelihood"] < 0.5),
+        ("tt_si_surer", every["margin"] < 0.95),
+        ("tt_si_likelihood", base["likelihood"] < 0.5),
+    ):
+        chosen = of(rows, arm)
+        stands = asked & every["adapted"] & (surer | (arm == "tt_si_likelihood"))
+        assert (chosen["adapted"] == stands).all() and (chosen["uncertain"] == asked).all(), arm
+        assert (chosen["reply"] == every["reply"].where(stands, base["reply"])).all(), arm
+        assert (chosen["likelihood"] == every["likelihood"].where(stands, base["likelihood"])).all(), arm
+        assert (chosen["refused"] == (asked & every["adapted"] & ~stands)).all(), arm
+    assert of(rows, "tt_si_selective")["refused"].any() and of(rows, "tt_si_selective")["adapted"].any()
+    assert of(rows, "tt_si_selective")["margin"].isna().all(), "H read the answer and scored no tool"
+
+
+def test_filters_let_pass_what_they_say(finished: Study, rows: pd.DataFrame) -> None:
+    first = of(rows, "tt_si")
+    for arm, column in (("tt_si_valid", "schema_valid"), ("tt_si_novel", "copy_ratio")):
+        passed = of(rows, arm).query("adapted")
+        assert (passed[column] == 1).all() if arm == "tt_si_valid" else (passed[column] < 1).all()
+        good = first.query("adapted")[column].pipe(lambda x, a=arm: x == 1 if a == "tt_si_valid" else x < 1)
+        same = good.index[good]
+        assert (of(rows, arm).loc[same, "reply"] == first.loc[same, "reply"]).all(), "the first did"
+    # Written anew until one passes: as many codes as were rejected.
+    agreeing = of(rows, "tt_si_agreeing").query("uncertain")
+    assert (agreeing["attempts"] >= first.loc[agreeing.index, "attempts"]).all()
+    assert (agreeing["attempts"] > first.loc[agreeing.index, "attempts"]).any()
+
+
 def test_pass_at_5_is_the_best_of_the_votes(rows: pd.DataFrame) -> None:
     for arm in ("base", "tt_si"):
         vote, best = of(rows, arm, "majority"), of(rows, arm, "pass@5")
@@ -127,12 +169,17 @@ def test_pass_at_5_is_the_best_of_the_votes(rows: pd.DataFrame) -> None:
 
 
 def test_each_adapter_was_trained_once(finished: Study, counted: dict[str, int], rows: pd.DataFrame) -> None:
-    own = int(of(rows, "tt_si_all")["adapted"].sum())
-    teachers = int(of(rows, "tt_d")["adapted"].sum())
+    """As many jobs as there are (sample, lesson) that an answer stands on, whatever number of arms ask it."""
+    with closing(sqlite3.connect(finished.store.path)) as db:
+        stored = db.execute(
+            "SELECT json, sample FROM result JOIN settings ON settings = hash WHERE stage = 'adapted'"
+        ).fetchall()
+    asked = [(json.loads(text), sample) for text, sample in stored]
+    own = {(repr(s["material"]), repr(s["lora"]), sample) for s, sample in asked}
     shared = 3 + len(finished.profile.ood_sizes)
-    assert (
-        counted["jobs"] == own + teachers + SETTINGS["n"] + int(of(rows, "donor")["adapted"].sum()) + shared
-    )
+    assert counted["jobs"] == len(own) + shared
+    adapted = rows.groupby("arm")["adapted"].sum()
+    assert len(own) >= adapted["tt_si_all"] + SETTINGS["n"] + adapted["donor"]
     before = dict(counted)
     again = Study(finished.profile)
     again.store = finished.store

@@ -13,80 +13,26 @@ import hashlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
-from ttsi import estimator
-from ttsi.algorithm import own_examples, self_improve
-from ttsi.calls import parse_calls
 from ttsi.conversations import read_messages
-from ttsi.declared import schema_errors
-from ttsi.engines.base import Engine, EngineError
+from ttsi.engines.base import Engine
+from ttsi.live import Answer, Live
+from ttsi.method import THRESHOLDS, Filter, Method, Uncertain
 from ttsi.schemas import BadField, read_tool
-from ttsi.stages import Done, Lesson, Method, Replies, Stages, Trained, Who
 from ttsi.strict_json import require_plain
-from ttsi.types import (
-    PAPER_SAMPLING,
-    Call,
-    Example,
-    Fit,
-    Generation,
-    Layout,
-    LoraSettings,
-    Message,
-    Query,
-    Sampling,
-    Scored,
-    Synthesis,
-    Tool,
-    Uncertainty,
-)
+from ttsi.types import PAPER_SAMPLING, Layout, LoraSettings, Message, Query, Sampling, Tool
 
 if TYPE_CHECKING:
-    from ttsi.engines.lora import Adapter
     from ttsi.engines.torch import TorchEngine
 
-T = TypeVar("T")
-Stage = Literal["h", "g", "t", "answer", "base"]
 Turn = Message | Mapping[str, Any]
 
 _LOCKS: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model called, and how it came to that.
-
-    calls: the calls of the reply, unchecked; `problems` says what is wrong with them, and is empty for calls
-    to known tools with arguments of the declared kind. No calls: `error` is `no_call` (plain text, which may
-    be an answer) or `bad_json`.
-    margin: in [0, 1], higher = more certain. log_probs: nats by tool, in the order given.
-    uncertain: margin < tau. adapted: the reply is that of the adapted model; an uncertain query whose
-    synthesis failed, or whose training diverged, is answered by the model as it is.
-    failures: codes of the syntheses that could not be read. losses: nats per label token, one per step.
-    seconds: what each stage took, "h", "g", "t" and "answer"; a stage that did not run took 0.
-    """
-
-    calls: tuple[Call, ...]
-    text: str
-    error: Literal["", "no_call", "bad_json"]
-    problems: tuple[str, ...]
-    finished: bool
-    margin: float
-    log_probs: Mapping[str, float]
-    tau: float
-    uncertain: bool
-    adapted: bool
-    diverged: bool
-    examples: tuple[Example, ...]
-    failures: tuple[str, ...]
-    losses: tuple[float, ...]
-    seconds: Mapping[str, float]
 
 
 class Agent:
@@ -95,8 +41,14 @@ class Agent:
     model: the path of a ChatML model folder, or a loaded `TorchEngine`.
     tools: JSON Schema as OpenAI's function format has it (`{"type": "function", "function": {…}}`), or the
     inner part alone, or flat parameters; a `Tool` does too.
-    tau: 0 never adapts; above 1, always. k: synthetic examples per question. writer: an engine that writes
-    them instead of the model itself (TT-D), e.g. an `OpenAIEngine`.
+    uncertainty: H. "likelihood": of the base answer as a whole; a certain question then costs its answer and
+    nothing more. "margin": the paper's, over the tools. answer_with: "surer" lets the adapted answer stand
+    only if the adapted model finds it likelier than the base model found its own; "adapted", as the paper
+    does, always. See docs/method.md.
+    tau: 0 never adapts; above 1, always; by default ½ for the likelihood, .95 for the margin.
+    k: synthetic examples per question. filters: what each must pass to be learnt from, see `filters`; () as
+    in the paper. writer: an engine that writes them instead of the model itself (TT-D), e.g. an
+    `OpenAIEngine`.
     required: the reply begins as a call does, as a chat API has it with `tool_choice="required"`; else it may
     be words. layout: how the question is put, see `prompts`.
     answering, writing: decoding of answers (greedy) and of syntheses (the paper's).
@@ -105,7 +57,8 @@ class Agent:
     Safe for several threads: calls on one model take turns, also those of several agents that share it, as
     every call uses all cores. The base weights are never changed; an adapter lives as long as its call.
     Raises ValueError for tools or messages that can't be read and for a folder that isn't there, and
-    EngineError where the machine fails: never a wrong answer in place of a failure.
+    EngineError where the machine fails: never a wrong answer in place of a failure. Where the base answer is
+    there already, as it is with `likelihood`, a failure to adapt leaves it standing, and `why` says so.
     """
 
     def __init__(
@@ -113,13 +66,16 @@ class Agent:
         model: str | Path | TorchEngine,
         tools: Sequence[Any],
         *,
-        tau: float = 0.95,
+        uncertainty: Uncertain = "likelihood",
+        answer_with: Literal["adapted", "surer"] = "surer",
+        tau: float | None = None,
         mode: Literal["exact", "activated"] = "activated",
         k: int = 1,
         retries: int = 5,
         lora: LoraSettings | None = None,
         answering: Sampling | None = None,
         writing: Sampling = PAPER_SAMPLING,
+        filters: Sequence[Filter] = ("valid", "novel", "agreeing"),
         writer: Engine | None = None,
         required: bool = False,
         layout: Layout = "native",
@@ -127,12 +83,15 @@ class Agent:
         dtype: str = "auto",
     ) -> None:
         self.method = Method(
-            tau=tau,
+            uncertainty=uncertainty,
+            answer_with=answer_with,
+            tau=THRESHOLDS[uncertainty] if tau is None else tau,
             k=k,
             retries=retries,
             lora=replace(lora or LoraSettings(), mode=mode),
             answering=replace(answering or Sampling(), n=1),
             writing=replace(writing, n=1),
+            filters=tuple(filters),
             layout=layout,
             answer_opening=required,
             seed=seed,
@@ -153,7 +112,7 @@ class Agent:
 
     def open(self, messages: str | Sequence[Turn]) -> Live:
         """The question's stages, nothing of them computed yet."""
-        return Live(self, self._query(messages))
+        return Live(self.engine, self.method, self._query(messages), self.writer, self.lock)
 
     def _query(self, messages: str | Sequence[Turn]) -> Query:
         turns = messages if isinstance(messages, str) else [_turn(m) for m in messages]
@@ -170,131 +129,6 @@ class Agent:
             raise ValueError("an agent needs tools, each with a name of its own")
         name = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
         return Query(f"live-{name}", "live", read, tools)
-
-
-class _Once(Stages):
-    """One question's stages: each is computed once, by one thread at a time on one model, and then kept.
-
-    seconds: what each stage that has run took, less the wait for its turn.
-    """
-
-    def __init__(self, agent: Agent) -> None:
-        super().__init__(agent.engine, agent.method, agent.writer)
-        self.seconds: dict[Stage, float] = {}
-        self._lock = agent.lock
-        self._kept: dict[Stage, Any] = {}
-
-    def answer(self, queries: Sequence[Query], who: Who = "self", block: int = 0) -> dict[str, Done[Replies]]:
-        return self._once("base", queries, super().answer, who, block)
-
-    def scored(
-        self, queries: Sequence[Query], form: estimator.Candidate = "name"
-    ) -> dict[str, Done[tuple[Scored, ...]]]:
-        return self._once("h", queries, super().scored, form)
-
-    def synthesize(
-        self, queries: Sequence[Query], who: Who = "self", first: int = 0, k: int | None = None
-    ) -> dict[str, Done[Synthesis]]:
-        return self._once("g", queries, super().synthesize, who, first, k)
-
-    def train(self, queries: Sequence[Query], lessons: Mapping[str, Lesson]) -> dict[str, Done[Trained]]:
-        return self._once("t", queries, super().train, lessons)
-
-    def reply(
-        self,
-        queries: Sequence[Query],
-        adapters: Mapping[str, Any],
-        lessons: Mapping[str, Lesson] | None = None,
-        shown: bool = False,
-    ) -> dict[str, Done[Replies]]:
-        return self._once("answer", queries, super().reply, adapters, lessons, shown)
-
-    def _once(self, name: Stage, queries: Sequence[Query], compute: Any, *args: Any) -> Any:
-        if queries and name not in self._kept:
-            alone = name != "g" or self.engine("teacher") is self.engine()
-            with self._lock if alone else nullcontext():
-                self._kept[name] = compute(queries, *args)
-            self.seconds[name] = self._kept[name][queries[0].id].seconds
-        return self._kept[name] if queries else {}
-
-
-class Live:
-    """One question, whose stages are computed when they are first needed and then kept.
-
-    So τ can be moved, and answers before and after compared, without computing anything twice. It belongs to
-    one thread; the agent that opened it may be shared.
-    """
-
-    def __init__(self, agent: Agent, query: Query) -> None:
-        self.agent, self.query = agent, query
-        self._stages = _Once(agent)
-        self.seconds = self._stages.seconds
-        """What each stage that has run took; "base" is the answer of the model as it is."""
-
-    @property
-    def certainty(self) -> Uncertainty:
-        """H: the margin over the tools, and their log-probabilities (nats)."""
-        return self._value(self._stages.score([self.query]))
-
-    @property
-    def synthesis(self) -> Synthesis:
-        """G: the examples that the model (or the teacher) writes of the question and the tools."""
-        return self._value(_written(self._stages, [self.query]).written)
-
-    @property
-    def trained(self) -> tuple[Adapter, Fit] | None:
-        """T: an adapter trained on the examples; None if there are none or training diverged."""
-        if not (lessons := _written(self._stages, [self.query]).by_id):
-            return None
-        done = self._value(self._stages.train([self.query], lessons))
-        return (done.adapter, done.fit) if done.fit else None
-
-    @property
-    def before(self) -> Generation:
-        """The reply of the model as it is."""
-        return self._value(self._stages.answer([self.query]))[0]
-
-    @property
-    def after(self) -> Generation | None:
-        """The reply of the adapted model; None if there is no adapter or it spoils every token."""
-        if not (lessons := _written(self._stages, [self.query]).by_id):
-            return None
-        return next(iter(self._value(self._stages.adapt([self.query], lessons)).replies), None)
-
-    def answer(self, tau: float | None = None) -> Answer:
-        """Algorithm 1 at a threshold (the agent's own by default), from the stages that it needs."""
-        tau = self.agent.method.tau if tau is None else tau
-        done = self_improve(self._stages.under(tau=tau), [self.query], source=_written)[0]
-        reply, written = done.replies[0], done.synthesis or Synthesis(())
-        parsed = parse_calls(reply.text)
-        problems = [f"{c.name}: {e}" for c in parsed.calls for e in schema_errors(c, self.query.tools)]
-        return Answer(
-            calls=parsed.calls,
-            text=reply.text,
-            error=parsed.error or "",
-            problems=tuple(problems),
-            finished=reply.finished,
-            margin=self.certainty.margin,
-            log_probs=dict(zip((t.name for t in self.query.tools), self.certainty.log_probs, strict=True)),
-            tau=tau,
-            uncertain=done.uncertain,
-            adapted=done.adapted,
-            diverged=done.diverged,
-            examples=written.examples,
-            failures=written.failures,
-            losses=done.fit.losses if done.fit else (),
-            seconds=done.seconds,
-        )
-
-    def _value(self, found: Mapping[str, Done[T]]) -> T:
-        done = found[self.query.id]
-        if done.value is None:
-            raise EngineError(done.error)
-        return done.value
-
-
-_written = partial(own_examples, who="teacher")
-"""G's source: an agent's teacher is its writer, which may be the model itself."""
 
 
 def _load(model: str | Path, dtype: str) -> TorchEngine:

@@ -165,6 +165,10 @@ def certainties(row: Mapping[str, Any], run_seed: int = 0) -> dict[str, float]:
     if (answer := row.get("answer_log_probs")) is not None and len(answer):
         given["perplexity"] = certain_of_answer(list(answer))
         given["smallest_token"] = certain_of_every_token(list(answer))
+    if (parts := row.get("answer_parts")) is not None:
+        read = any(parts.values())  # in a call without arguments nothing is left to choose of them
+        given["likelihood"] = likelihood([x for part in parts.values() for x in part])
+        given |= {f"likelihood_{p}": math.exp(math.fsum(x)) if read else 0.0 for p, x in parts.items()}
     if (votes := row.get("votes")) is not None and len(votes):
         given["disagreement"] = agreement(list(votes))
     return given

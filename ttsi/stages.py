@@ -10,23 +10,22 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar
 
 from ttsi import estimator, prompts, synthesizer
 from ttsi.calls import format_calls, parse_calls
 from ttsi.engines.base import Prompt, Request
+from ttsi.method import Method
 from ttsi.seeds import seed_for
 from ttsi.types import (
-    PAPER_SAMPLING,
     Fit,
     Generation,
-    Layout,
-    LoraSettings,
+    Likelihood,
     Message,
     Query,
-    Sampling,
     Scored,
     Synthesis,
     Uncertainty,
@@ -39,31 +38,6 @@ P = ParamSpec("P")
 S = TypeVar("S", bound="Stages")
 Who = Literal["self", "teacher"]
 Replies = tuple[Generation, ...]
-
-
-@dataclass(frozen=True)
-class Method:
-    """What H, G and T are asked to do; the defaults are the paper's, but for greedy answers."""
-
-    tau: float = 0.95
-    k: int = 1
-    retries: int = 5
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    answering: Sampling = field(default_factory=Sampling)
-    writing: Sampling = PAPER_SAMPLING
-    candidate: estimator.Candidate = "name"
-    normalise: bool = False
-    validate: Literal["none", "schema"] = "none"
-    novelty: Literal["any", "reject_copies"] = "any"
-    layout: Layout = "native"
-    answer_opening: bool = False
-    bank: int | None = None
-    seed: int = 0
-
-    @property
-    def opening(self) -> str:
-        """What every reply is made to begin with; "" = nothing."""
-        return prompts.opening(self.layout) if self.answer_opening else ""
 
 
 @dataclass(frozen=True)
@@ -180,6 +154,32 @@ class Stages:
         read = partial(estimator.uncertainty, form=m.candidate, normalise=m.normalise)
         return {q.id: scored[q.id].then(partial(read, tools=q.tools)) for q in queries}
 
+    def certainty(self, queries: Sequence[Query]) -> Mapping[str, Done[Uncertainty] | Done[Likelihood]]:
+        """H by the method's estimator. The likelihood comes with the base answers, at no cost beside them."""
+        if self.method.uncertainty == "margin":
+            return self.score(queries)
+        answers = self.answer(queries)
+        return {
+            i: replace(d.then(lambda r: Likelihood(self.likelihood(r[0]))), seconds=0.0)
+            for i, d in answers.items()
+        }
+
+    def likelihood(self, reply: Generation) -> float:
+        """Probability of a reply's calls under the model that gave it, see `estimator.likelihood`."""
+        if (opening := self.method.opening) and reply.text.startswith(opening):
+            # Its tokens are those that follow on the first name's quote: no need to tell them apart.
+            return estimator.likelihood(reply.log_probs if parse_calls(reply.text).calls else ())
+        return estimator.likelihood(list(chain(*self.parts(reply).values())))
+
+    def parts(self, reply: Generation) -> dict[estimator.Part, list[float]]:
+        """A reply's token log-probabilities (nats) by what they decide, see `estimator.answer_parts`."""
+        return estimator.answer_parts(reply, self.chat.ends(reply.text, reply.tokens))
+
+    @property
+    def chat(self) -> Any:
+        """The model's tokens and their text."""
+        return self.engine().chat
+
     @stage
     def synthesize(
         self, queries: Sequence[Query], who: Who = "self", first: int = 0, k: int | None = None
@@ -192,9 +192,18 @@ class Stages:
             layout=m.layout,
         )  # fmt: skip
 
-    def lesson(self, query: Query, written: Synthesis, who: Who = "self") -> Lesson:
-        """A query's own examples as a lesson."""
+    def lesson(
+        self, query: Query, written: Synthesis, who: Who = "self", indices: Sequence[int] | None = None
+    ) -> Lesson:
+        """A query's own examples as a lesson; indices: their numbers, where they aren't the first K."""
         return Lesson(partial(worked, query, written), count=len(written.examples))
+
+    @stage
+    def probe(self, queries: Sequence[Query], lessons: Mapping[str, Lesson]) -> list[Replies]:
+        """Replies of the model as it is to the question of each query's lesson."""
+        asked = {q.id: lessons[q.id].read()[0].query for q in queries}
+        requests = [self._request(self._act(asked[q.id]), q) for q in queries]
+        return [tuple(r) for r in self.engine().generate(requests, self.method.answering)]
 
     @stage
     def show(self, queries: Sequence[Query], lessons: Mapping[str, Lesson]) -> list[Replies]:
@@ -252,9 +261,8 @@ class Stages:
         for q in queries:
             example = lessons[q.id][0] if q.id in lessons else None
             prompt = self._with_shot(q, example) if shown and example else self._act(q)
-            requests.append(
-                self._request(prompt, q, adapters[q.id] if adapters else None, self._draft(example))
-            )
+            draft = self.answered(q) or self._draft(example)
+            requests.append(self._request(prompt, q, adapters[q.id] if adapters else None, draft))
         return [tuple(r) for r in self.engine().generate(requests, self.method.answering)]
 
     def _request(
@@ -268,6 +276,10 @@ class Stages:
         if example is None or self.method.answering.temperature:
             return ()
         return tuple(self.engine().tokens(self._said(example).removeprefix(self.method.opening)))
+
+    def answered(self, query: Query) -> tuple[int, ...]:
+        """The tokens of the base answer, if it is there anyway: the best guess at an adapted one."""
+        return ()
 
     def _act(self, query: Query) -> Prompt:
         return prompts.act(query, self.method.layout)

@@ -194,6 +194,25 @@ class Uncertainty:
     log_probs: tuple[float, ...]
     tokens: int = 0
 
+    @property
+    def certainty(self) -> float:
+        return self.margin
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """H's result where it reads the answer: its probability as a whole, in [0, 1], higher = more certain.
+
+    Its tokens were scored when the answer was written.
+    """
+
+    likelihood: float
+    tokens: int = 0
+
+    @property
+    def certainty(self) -> float:
+        return self.likelihood
+
 
 @dataclass(frozen=True)
 class Example:

@@ -25,6 +25,11 @@ def model_dir(name: str) -> Path:
     return built(cache_dir() / "models" / f"tiny-{source[:16]}", source, tiny.build)
 
 
+def is_here(name: str) -> bool:
+    """Whether a model lies on this machine already."""
+    return name == TINY or (cache_dir() / "models" / name).is_dir() or Path(name).is_dir()
+
+
 @cache
 def model_hash(name: str) -> str:
     """What identifies a model's weights, tokenizer and chat template, without fetching any of them.

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Literal
 
+import numpy as np
+
 from study.data import benchmarks
 from study.data.judge import gold_calls
 from ttsi.calls import format_calls
@@ -64,14 +66,18 @@ def worked(sample: Sample) -> Worked:
 
 
 def nearest(queries: Sequence[Query], pool: Sequence[Sample]) -> dict[str, Sample]:
-    """By query id the pool's sample with the most similar question: cosine of TF-IDF over words."""
+    """By query id the pool's sample with the most similar question."""
+    best = likeness([q.question for q in queries], [s.query.question for s in pool]).argmax(axis=1)
+    return {q.id: pool[int(i)] for q, i in zip(queries, best, strict=True)}
+
+
+def likeness(questions: Sequence[str], known: Sequence[str]) -> np.ndarray:
+    """How similar each question is to each of the known ones, in [0, 1]: cosine of TF-IDF over words."""
     from sklearn.feature_extraction.text import TfidfVectorizer  # here: it takes a second to import
 
     vectors = TfidfVectorizer(sublinear_tf=True)
-    known = vectors.fit_transform([s.query.question for s in pool])
-    likeness = vectors.transform([q.question for q in queries]) @ known.T
-    best = likeness.toarray().argmax(axis=1)
-    return {q.id: pool[int(i)] for q, i in zip(queries, best, strict=True)}
+    others = vectors.fit_transform(known)
+    return np.asarray((vectors.transform(questions) @ others.T).toarray())
 
 
 def drawn(queries: Sequence[Query], pool: Sequence[Sample], seed: int) -> dict[str, Sample]:

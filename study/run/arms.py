@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from study.run import lessons
 from study.run.config import TrainingMode
@@ -19,6 +19,7 @@ from study.run.stages import Remembered
 from ttsi import algorithm
 from ttsi.algorithm import Certainty, Lessons, Outcome, Taught, by_adapter, outcome, self_improve, uncertain
 from ttsi.calls import canonical, parse_calls
+from ttsi.method import THRESHOLDS
 from ttsi.seeds import seed_for
 from ttsi.stages import Done, Lesson, Replies, Stages
 from ttsi.types import Generation, Query
@@ -79,6 +80,7 @@ class Source:
 OWN = Source(lessons.own, written=True)
 TEACHERS = Source(lessons.teachers, written=True, teacher=True)
 A_DONORS = Source(lessons.a_donors, written=True, whole=True)
+THE_NEAREST = Source(lessons.the_nearest, written=True, whole=True)
 ALL_OWN = Source(lessons.all_own, written=True, whole=True)
 ONE_FOR_ALL = Source(lessons.one_for_all)
 NEAREST_SHOT = Source(lessons.nearest_shot, pool="in")
@@ -174,6 +176,7 @@ class Arm:
     """Whom it teaches (or who answers, where nobody is taught), from what, and how the lesson arrives.
 
     voted: also asked for a majority and pass@5. every_mode: run in each training mode, not in the first only.
+    under: what of the run's method is another one here.
     """
 
     whom: Whom | Answers
@@ -181,6 +184,7 @@ class Arm:
     arrives: Arrives = ADAPTER
     voted: bool = False
     every_mode: bool = False
+    under: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def trains(self) -> bool:
@@ -209,18 +213,29 @@ class Arm:
         return None if isinstance(self.whom, Answers) else self.source.pool
 
 
+LIKELY: dict[str, Any] = {"uncertainty": "likelihood", "tau": THRESHOLDS["likelihood"]}
+SURER: dict[str, Any] = {"answer_with": "surer"}
+
 ARMS: dict[str, Arm] = {
     "base": Arm(AS_IT_IS, voted=True),
     "tt_si": Arm(UNCERTAIN, OWN, ADAPTER, voted=True, every_mode=True),
     "tt_si_and_icl": Arm(UNCERTAIN, OWN, ADAPTER_AND_PROMPT),
     "tt_si_icl": Arm(UNCERTAIN, OWN, PROMPT),
     "tt_si_all": Arm(EVERYONE, OWN, ADAPTER),
+    "tt_si_selective": Arm(UNCERTAIN, OWN, ADAPTER, under=LIKELY | SURER),
+    "tt_si_likelihood": Arm(UNCERTAIN, OWN, ADAPTER, under=LIKELY),
+    "tt_si_surer": Arm(UNCERTAIN, OWN, ADAPTER, under=SURER),
+    "tt_si_valid": Arm(UNCERTAIN, OWN, ADAPTER, under={"filters": ("valid",)}),
+    "tt_si_novel": Arm(UNCERTAIN, OWN, ADAPTER, under={"filters": ("novel",)}),
+    "tt_si_agreeing": Arm(UNCERTAIN, OWN, ADAPTER, under={"filters": ("agreeing",)}),
+    "tt_si_in_reach": Arm(UNCERTAIN, OWN, ADAPTER, under={"filters": ("in_reach",)}),
     "tt_si_certain": Arm(CERTAIN, OWN, ADAPTER),
     "icl_nearest": Arm(EVERYONE, NEAREST_SHOT, PROMPT),
     "icl_random": Arm(EVERYONE, RANDOM_SHOT, PROMPT),
     "oracle": Arm(EVERYONE, GOLD, ADAPTER),
     "random_subset": Arm(AT_RANDOM, OWN, ADAPTER),
     "donor": Arm(UNCERTAIN, A_DONORS, ADAPTER),
+    "nearest": Arm(UNCERTAIN, THE_NEAREST, ADAPTER),
     "self_consistency": Arm(VOTES),
     "generic": Arm(UNCERTAIN, ONE_FOR_ALL, SHARED),
     "amortised": Arm(UNCERTAIN, ALL_OWN, SHARED),
@@ -240,6 +255,7 @@ def play(name: str, stages: Remembered, queries: Sequence[Query], about: About) 
     arm = ARMS[name]
     if not queries:
         return []
+    stages = stages.under(**arm.under)
     if isinstance(arm.whom, Answers):
         given = arm.whom.give(stages, queries, about.blind())
         return [outcome(q.id, stages.method.tau, given[q.id]) for q in queries]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ttsi.stages import Method
+from ttsi.method import THRESHOLDS, Filter, Method, Uncertain
 from ttsi.types import PAPER_SAMPLING, Layout, LoraSettings, Sampling
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
@@ -45,7 +45,12 @@ class Profile(BaseModel):
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Runs beside this one, by name: the keys in which each differs."""
     seeds: list[int] = [0]
+    uncertainty: Uncertain = "margin"
+    """H: the paper's margin over the tools, or the likelihood of the base answer."""
     tau: float = Field(0.95, ge=0, le=1.000001)
+    """What H is less certain of is adapted to; by default .95 (the paper's), with the likelihood ½."""
+    answer_with: Literal["adapted", "surer"] = "adapted"
+    """Whether the adapted answer stands always, or only where it is likelier than the base answer."""
     k: int = Field(1, ge=1)
     epochs: int = Field(3, ge=1)
     learning_rate: float = Field(1e-4, gt=0)
@@ -62,6 +67,8 @@ class Profile(BaseModel):
     normalise: bool = False
     validate_examples: Literal["none", "schema"] = "none"
     novelty: Literal["any", "reject_copies"] = "any"
+    filters: list[Filter] = []
+    """What a synthetic example must pass, see `ttsi.filters`; another is written until one does."""
     answer_opening: bool = True
     """Whether a reply begins with the opening behind which H scores the tools: every question of a benchmark
     wants a call, which is what `tool_choice="required"` says in a chat API. False: the model may chat."""
@@ -95,6 +102,13 @@ class Profile(BaseModel):
     own. The records are the same."""
     actors: int | None = Field(None, ge=1)
     """How many; null = one per GPU of the cluster, or one per machine where there are none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _natural_threshold(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "tau" not in value and value.get("uncertainty") in THRESHOLDS:
+            return value | {"tau": THRESHOLDS[value["uncertainty"]]}
+        return value
 
     @field_validator("benchmarks", mode="before")
     @classmethod
@@ -169,6 +183,8 @@ class Profile(BaseModel):
             settings["benchmarks"] = dict.fromkeys(settings["benchmarks"], given.pop("n"))
         if "mode" in given:
             settings["modes"] = {"default": [given.pop("mode")]}
+        if given.get("uncertainty", self.uncertainty) != self.uncertainty:
+            del settings["tau"]  # it was the other's
         return Profile.model_validate({**settings, **given})
 
     @property
@@ -189,7 +205,9 @@ class Profile(BaseModel):
     def method(self, mode: TrainingMode = "exact", voted: bool = False, seed: int = 0) -> Method:
         """What H, G and T are asked to do in a training mode; voted: whether an answer is several replies."""
         return Method(
+            uncertainty=self.uncertainty,
             tau=self.tau,
+            answer_with=self.answer_with,
             k=self.k,
             retries=self.retries,
             lora=self.lora(mode),
@@ -199,6 +217,7 @@ class Profile(BaseModel):
             normalise=self.normalise,
             validate=self.validate_examples,
             novelty=self.novelty,
+            filters=tuple(self.filters),
             layout=self.layout,
             answer_opening=self.answer_opening,
             bank=self.bank,

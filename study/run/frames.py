@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -31,18 +31,19 @@ RECORDS = [
     "dtype", "tool_order", "n_tools", "flags", "status", "error", "margin", "tau", "uncertain", "adapted",
     "diverged", "source", "correct", "code", "form", "reply", "n_replies", "tokens_answer", "tokens_h",
     "tokens_t", "seconds_h", "seconds_g", "seconds_t", "seconds_answer", "synthesis_failed", "attempts",
-    "copy_ratio", "schema_valid", "tokens_g", "pool_n", "seconds_fit", "tokens_fit",
+    "copy_ratio", "schema_valid", "tokens_g", "pool_n", "seconds_fit", "tokens_fit", "likelihood", "refused",
 ]  # fmt: skip
 """Columns of `records`. seconds_fit, tokens_fit: of the adapter that all rows of the arm share, not of the
-sample; pool_n: the labelled samples it was trained on. NaN where there is none."""
+sample; pool_n: the labelled samples it was trained on. likelihood: of the reply, in [0, 1], under the model
+that gave it. NaN where there is none. refused: an adapted answer was there, but no likelier than the base."""
 SCORES = [
     "variant", "benchmark", "sample", "cluster", "seed", "n_tools", "margin", "log_probs", "base_correct",
     "log_probs_opening", "lengths", "lengths_opening", "log_probs_whole", "lengths_whole",
     "answer_log_probs", "votes", "rss", "random", "trivial", "perplexity", "entropy", "smallest_token",
-    "disagreement",
+    "disagreement", "likelihood", "likelihood_name", "likelihood_keys", "likelihood_values",
 ]  # fmt: skip
 """Columns of `scores`. Log-probabilities in nats, one per tool in the order of the prompt; lengths in tokens.
-The last seven are estimators (higher = more certain), NaN where not run."""
+From `rss` on they are estimators (higher = more certain), NaN where not run."""
 EXAMPLES = [
     "variant", "benchmark", "sample", "seed", "writer", "index", "attempt", "copy_ratio", "schema_errors",
     "tool", "n_calls", "question_sha256",
@@ -53,7 +54,7 @@ SAMPLES = [
 ]  # fmt: skip
 """Columns of `samples`. gold_at, gold_at_original: place of the first gold call's tool in the prompt's list
 and in upstream's, from 0, NaN if it isn't there. in_pool: whether the training pool calls that tool."""
-_ESTIMATORS = SCORES[-7:]
+_ESTIMATORS = SCORES[SCORES.index("rss") :]
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,18 @@ def judged(profile: Profile, reply: str, sample: Sample) -> Verdict:
     return judge(reply, sample, rule=profile.judge, accept=profile.accept, strict_types=profile.strict_types)
 
 
-def record(run: Run, sample: Sample, outcome: Outcome, step: Step, seed: int) -> dict[str, Any]:
-    """One row of `records`. status "error": the machine failed; there is no verdict."""
+def record(
+    run: Run,
+    sample: Sample,
+    outcome: Outcome,
+    step: Step,
+    seed: int,
+    likely: Callable[[Generation], float] | None = None,
+) -> dict[str, Any]:
+    """One row of `records`. status "error": the machine failed; there is no verdict.
+
+    likely: how likely a reply is to the run's model, adapted or not.
+    """
     p, shared = run.profile, outcome.shared
     row: dict[str, Any] = {
         "variant": run.variant,
@@ -96,7 +107,7 @@ def record(run: Run, sample: Sample, outcome: Outcome, step: Step, seed: int) ->
         "status": "error" if outcome.error else "ok",
         "error": outcome.error,
         "margin": outcome.margin,
-        "tau": p.tau,
+        "tau": ARMS[step.arm].under.get("tau", p.tau),
         "uncertain": outcome.uncertain,
         "adapted": outcome.adapted,
         "diverged": outcome.diverged,
@@ -114,9 +125,13 @@ def record(run: Run, sample: Sample, outcome: Outcome, step: Step, seed: int) ->
         "pool_n": NAN if outcome.pool_n is None else float(outcome.pool_n),
         "seconds_fit": shared.seconds if shared else NAN,
         "tokens_fit": float(shared.fit.tokens) if shared and shared.fit else NAN,
+        "likelihood": NAN,
+        "refused": outcome.refused,
     }
     if not outcome.error:
         reply, verdict = _chosen(p, outcome, step, sample)
+        if likely and row["model"] == p.model:
+            row["likelihood"] = likely(reply)
         row |= {"correct": verdict.correct, "code": verdict.code, "form": verdict.form, "reply": reply.text}
     return row
 
@@ -143,8 +158,13 @@ def _example_columns(synthesis: Synthesis | None) -> dict[str, Any]:
     }
 
 
-def scores(run: Run, samples: Sequence[Sample], stages: Remembered) -> list[dict[str, Any]]:
-    """Rows of `scores`: what H and its rivals say of each sample, beside whether the base answer is right."""
+def scores(
+    run: Run, samples: Sequence[Sample], stages: Remembered, reads: bool = True
+) -> list[dict[str, Any]]:
+    """Rows of `scores`: what H and its rivals say of each sample, beside whether the base answer is right.
+
+    reads: whether the answers' tokens can be told apart.
+    """
     p, queries, seed = run.profile, [s.query for s in samples], stages.method.seed
     scored, margins, answers = stages.scored(queries), stages.score(queries), stages.answer(queries)
     opened, whole = stages.scored(queries, "name+opening"), stages.whole(queries)
@@ -178,6 +198,7 @@ def scores(run: Run, samples: Sequence[Sample], stages: Remembered) -> list[dict
             "lengths_whole": (further and best)
             and [len(s.log_probs) + len(g.tokens) for s, g in zip(further, best, strict=True)],
             "answer_log_probs": list(answer[0].log_probs),
+            "answer_parts": stages.parts(answer[0]) if reads else None,
             "votes": replies and [None if k is None else sha256(k)[:16] for k in arms.vote_keys(replies)],
         }
         rows.append(row | dict.fromkeys(_ESTIMATORS, NAN) | estimator.certainties(row, seed))

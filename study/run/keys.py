@@ -116,9 +116,14 @@ class Keys:
         """One of a query's K examples."""
         return self.common(who, **writing(self.profile, index, who))
 
-    def examples(self, who: Who = "self") -> str:
-        """What stands for a query's own examples where they are learnt from."""
-        return settings_hash({"examples": [self.example(i, who) for i in range(self.profile.k)]})
+    def examples(self, who: Who = "self", indices: Sequence[int] | None = None) -> str:
+        """What stands for a query's own examples, the first K or these, where they are learnt from."""
+        numbers = range(self.profile.k) if indices is None else indices
+        return settings_hash({"examples": [self.example(i, who) for i in numbers]})
+
+    def probe(self, sampling: Sampling) -> dict[str, Any]:
+        """Replies to the question of an example."""
+        return self.common(sampling=settings(sampling), asked="example", **self._opened)
 
     def shown(self, sampling: Sampling) -> dict[str, Any]:
         """Replies with an example in the prompt."""

@@ -55,6 +55,23 @@ def a_donors(stages: Stages, queries: Sequence[Query], about: About) -> Lessons:
     wrote = own_examples(stages, queries)
     usable = [q for q in queries if q.id in wrote.by_id]
     donors = {q.id: d for q in queries if (d := next_with_other_tools(q, queries, usable))}
+    return _given(wrote, donors)
+
+
+def the_nearest(stages: Stages, queries: Sequence[Query], about: About) -> Lessons:
+    """The examples of that other query whose question is the most similar, trained under its tools."""
+    wrote = own_examples(stages, queries)
+    usable = [q for q in queries if q.id in wrote.by_id]
+    if len(usable) < 2:
+        return Lessons(unknown=_half_known(wrote.written))
+    alike = pools.likeness([q.question for q in queries], [q.question for q in usable])
+    alike[[[q.id == u.id for u in usable] for q in queries]] = -1.0
+    best = alike.argmax(axis=1)
+    return _given(wrote, {q.id: usable[int(i)] for q, i in zip(queries, best, strict=True)})
+
+
+def _given(wrote: Lessons, donors: Mapping[str, Query]) -> Lessons:
+    """By query id what was written of its donor."""
     given = {i: wrote.by_id[d.id] for i, d in donors.items()}
     return Lessons(
         {i: replace(g, name={"donor": donors[i].id, "of": g.name}) for i, g in given.items()},

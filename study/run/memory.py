@@ -15,7 +15,8 @@ from study.run.keys import Keys
 from study.run.rivals import RivalStages
 from study.run.store import Row, Store
 from ttsi.engines.base import EngineError
-from ttsi.stages import NOT_RUN, Done, Method, Trained, Who
+from ttsi.method import Method
+from ttsi.stages import NOT_RUN, Done, Trained, Who
 from ttsi.types import Query, Sample
 
 T = TypeVar("T")
@@ -42,6 +43,9 @@ class Host(Protocol):
     def engine(self) -> Any: ...
 
     @property
+    def chat(self) -> Any: ...
+
+    @property
     def teacher_engine(self) -> Any: ...
 
     def samples(self, benchmark: str, seed: int) -> list[Sample]: ...
@@ -66,6 +70,11 @@ class Memory(RivalStages):
     def engine(self, who: Who = "self") -> Any:
         """Who answers; loaded when first needed."""
         return self.study.engine if who == "self" else self.study.teacher_engine
+
+    @property
+    def chat(self) -> Any:
+        """The model's tokens and their text, without its weights."""
+        return self.study.chat
 
     def kept(
         self,

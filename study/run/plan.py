@@ -31,6 +31,7 @@ RATES = {
     "teacher answer": 8.0,
     "teacher example": 36.0,
     "shown": 8.0,
+    "probe": 8.0,
     "adapted activated": 13.0,
     "adapted votes activated": 10.0,
     "adapted exact": 42.0,
@@ -53,6 +54,7 @@ GPU_RATES = {
     "teacher answer": paper.SECONDS["answer"],
     "teacher example": paper.SECONDS["g"],
     "shown": paper.SECONDS["answer"],
+    "probe": paper.SECONDS["answer"],
     "adapted exact": paper.SECONDS["t"] + paper.SECONDS["answer"],
     "adapted votes exact": 5 * paper.SECONDS["answer"],
     "shared exact": paper.SECONDS["answer"],
@@ -82,6 +84,7 @@ _REPLY = Generation("", (0,), (0.0,), True)
 _STAND_INS: dict[str, Any] = {
     "answer": (_REPLY,),
     "shown": (_REPLY,),
+    "probe": (_REPLY,),
     "example": Synthesis((Example("", (), 0.0),)),
     "adapted": Adapted(_FIT, (_REPLY,), 0.0, 0.0),
     "shared": Adapted(None, (_REPLY,), 0.0, 0.0),

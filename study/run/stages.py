@@ -74,11 +74,23 @@ class Remembered(Memory):
             )
         return {q.id: _joined([part[q.id] for part in parts]) for q in queries}
 
-    def lesson(self, query: Query, written: Synthesis, who: Who = "self") -> Lesson:
-        return Lesson(partial(self._examples, query, who), self.keys.examples(who), len(written.examples))
+    def lesson(
+        self, query: Query, written: Synthesis, who: Who = "self", indices: Sequence[int] | None = None
+    ) -> Lesson:
+        read = partial(self._examples, query, who, indices)
+        return Lesson(read, self.keys.examples(who, indices), len(written.examples))
 
-    def _examples(self, query: Query, who: Who) -> tuple[Worked, ...]:
-        done = self.synthesize([query], who, text=True)[query.id]
+    def probe(self, queries: Sequence[Query], lessons: Mapping[str, Lesson]) -> dict[str, Done[Replies]]:
+        key, names = self.keys.probe(self.method.answering), _names(queries, lessons)
+        compute = partial(super().probe, lessons=lessons)
+        return self.kept("probe", key, queries, _REPLIES, compute, names)
+
+    def _examples(
+        self, query: Query, who: Who = "self", indices: Sequence[int] | None = None
+    ) -> tuple[Worked, ...]:
+        numbers = range(self.method.k) if indices is None else indices
+        parts = [self.synthesize([query], who, first=i, k=1, text=True)[query.id] for i in numbers]
+        done = _joined(parts)
         if done.value is None:
             raise EngineError(f"the example of {query.id} can't be had: {done.error}")
         if done.value.failed:  # an exported run had one; written anew here, none could be read
@@ -113,6 +125,12 @@ class Remembered(Memory):
         compute = partial(super().adapt, lessons=lessons, shown=shown)
         return self.kept("adapted", key, queries, _ADAPTED, compute, names, label)
 
+    def answered(self, query: Query) -> tuple[int, ...]:
+        key, sampling = self.keys.answer(self.method.answering), self.method.answering
+        row = None if sampling.temperature else self._rows("answer", key, [query], None).get(query.id)
+        known = as_done(row, _REPLIES).value
+        return known[0].tokens if known else ()
+
     def embed(
         self, queries: Sequence[Query], texts: Callable[[Query], list[str]] | None = None
     ) -> dict[str, Done[list[str]]]:
@@ -122,7 +140,7 @@ class Remembered(Memory):
 
     def written_questions(self, query: Query) -> list[str]:
         """The questions of a query's own examples, as texts to embed."""
-        return [w.query.question for w in self._examples(query, "self")]
+        return [w.query.question for w in self._examples(query)]
 
     # --- one adapter for many questions -----------------------------------------------------------------
 

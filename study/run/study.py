@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from study.data import benchmarks, pools, sources
-from study.data.models import TINY
+from study.data.models import TINY, is_here, model_dir
 from study.run import arms, engines, frames, provenance, results
 from study.run.arms import ARMS, EMBEDDINGS, SCORES, Step, Work
 from study.run.config import Profile, load_profile
@@ -27,6 +27,7 @@ from study.run.stages import Remembered
 from study.run.store import Store
 from ttsi.algorithm import Outcome
 from ttsi.engines.base import native_dtype
+from ttsi.engines.chat import Chat
 from ttsi.stages import Done, Trained
 from ttsi.types import Query, Sample, Synthesis
 
@@ -133,6 +134,15 @@ class Study:
         if self._of and ours == (self._of.profile.model, self._of.dtype, self._of.profile.engine):
             return self._of.engine
         return self._load(self.profile.model)
+
+    @cached_property
+    def chat(self) -> Chat:
+        """The model's tokens and their text; its weights are not loaded for it."""
+        if self._of and self.profile.model == self._of.profile.model:
+            return self._of.chat
+        from transformers import AutoTokenizer
+
+        return Chat(AutoTokenizer.from_pretrained(model_dir(self.profile.model), trust_remote_code=False))
 
     @cached_property
     def teacher_engine(self) -> Any:
@@ -338,10 +348,17 @@ class Study:
             samples = {s.id: s for s in self.samples(benchmark, seed)}
             for step in self.selections(arms, benchmark, seed):
                 done = self.play(step, self._queries(benchmark, seed), benchmark, seed, False).outcomes
+                likely = self.stages(benchmark, seed, step).likelihood if self._reads else None
                 rows += [
-                    frames.record(self.run_rows, samples[o.id], o, step, seed) for o in self._ran(step, done)
+                    frames.record(self.run_rows, samples[o.id], o, step, seed, likely)
+                    for o in self._ran(step, done)
                 ]
         return frames.outcomes_frame(rows, frames.RECORDS)
+
+    @property
+    def _reads(self) -> bool:
+        """Whether replies' tokens can be told apart here: nothing is fetched for it."""
+        return self.profile.answer_opening or is_here(self.profile.model)
 
     def _ran(self, step: Step, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """The outcomes of an arm as far as it was run: whole groups, or all samples, or none.
@@ -358,7 +375,7 @@ class Study:
         rows = [
             row
             for b, seed in self._pairs()
-            for row in frames.scores(self.run_rows, self.samples(b, seed), self.stages(b, seed))
+            for row in frames.scores(self.run_rows, self.samples(b, seed), self.stages(b, seed), self._reads)
         ]
         return frames.outcomes_frame(rows, frames.SCORES)
 

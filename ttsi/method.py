@@ -1,0 +1,51 @@
+"""What H, G and T are asked to do: every choice that the method leaves, with the paper's as the default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ttsi import estimator, prompts
+from ttsi.types import PAPER_SAMPLING, Layout, LoraSettings, Sampling
+
+Uncertain = Literal["margin", "likelihood"]
+THRESHOLDS: dict[Uncertain, float] = {"margin": 0.95, "likelihood": 0.5}
+"""The natural τ of each H: the paper's; and that at which a whole answer is as likely as not."""
+Filter = Literal["valid", "novel", "agreeing", "in_reach"]
+"""valid: keeps to the tools' schemas. novel: not the question itself. agreeing: asked the example's
+question, the model as it is makes the example's calls. in_reach: of DRAWS sampled answers to it some make
+them, not all: there is something to learn, and it can be learnt."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What H, G and T are asked to do; the defaults are the paper's, but for greedy answers.
+
+    uncertainty: H's estimator, the paper's margin over the tools, or the likelihood of the base answer, which
+    is then given first. tau: adapted is what H is less certain of. answer_with: "adapted" accepts the adapted
+    answer; "surer" only if the adapted model finds it likelier than the base model its own. filters: what
+    examples must pass; others are written until K do.
+    """
+
+    uncertainty: Uncertain = "margin"
+    tau: float = 0.95
+    answer_with: Literal["adapted", "surer"] = "adapted"
+    k: int = 1
+    retries: int = 5
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    answering: Sampling = field(default_factory=Sampling)
+    writing: Sampling = PAPER_SAMPLING
+    candidate: estimator.Candidate = "name"
+    normalise: bool = False
+    validate: Literal["none", "schema"] = "none"
+    novelty: Literal["any", "reject_copies"] = "any"
+    filters: tuple[Filter, ...] = ()
+    layout: Layout = "native"
+    answer_opening: bool = False
+    bank: int | None = None
+    seed: int = 0
+
+    @property
+    def opening(self) -> str:
+        """What every reply is made to begin with; "" = nothing."""
+        return prompts.opening(self.layout) if self.answer_opening else ""
