@@ -123,7 +123,7 @@ class Answers:
     def cells(self) -> dict[str, Any]:
         """What they are (`Key`), `SCORED`, `SHARES` of arms that look at H; `note`: why there is none."""
         if self.missing:
-            return {"note": f"{NOT_RUN}: {self.missing} of the {self.needed} answers it needs"}
+            return {"note": f"{NOT_RUN}: {self.missing} of the {self.needed} answers it needs are missing"}
         if self.tried.empty:
             return {"note": NOT_RUN}
         n = int(self.accuracy.n)
