@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from cells import played
 
-from study.analysis import awareness, costs, figures, look, paper, statistics, synthetic
+from study.analysis import awareness, costs, detection, figures, look, paper, statistics, synthetic
 from study.analysis.answers import joined, split
 from ttsi.types import Call, Example, Synthesis
 
@@ -232,13 +232,13 @@ def test_curves_hold_what_statistics_says():
     curves = curves_of(data, tau=0.5)
     primary = curves[(curves["samples"] == "two or more tools") & (curves["benchmark"] == "sealtool")]
     several = data[data["n_tools"] > 1]
-    expected = statistics.rates(several["margin"], several["base_correct"], 0.5)
+    expected = detection.rates(several["margin"], several["base_correct"], 0.5)
     (at,) = primary[primary["panel"] == "at_tau"].to_dict("records")
     assert (at["tpr"], at["fpr"], at["j_low"]) == pytest.approx(
         (expected.tpr.value, expected.fpr.value, expected.j.low)
     )
     (area,) = primary[primary["panel"] == "auc"]["auc"]
-    assert area == pytest.approx(statistics.auc(several["margin"], several["base_correct"]).value)
+    assert area == pytest.approx(detection.auc(several["margin"], several["base_correct"]).value)
     assert len(primary[primary["panel"] == "tau"]) == 101
     assert {"best_out_of_fold", "best_in_sample"} <= set(primary["panel"])
     paper = curves[curves["panel"] == "paper"]
@@ -432,7 +432,7 @@ def test_tau_of_the_run_gives_the_arm_itself():
     own = row_of(table1(records), arm="tt_si", inference="direct", benchmark="sealtool")
     for column in ("accuracy", "low", "difference", "difference_low", "gained", "lost", "p"):
         assert swept_row[column] == pytest.approx(own[column])
-    assert swept_row["tpr"] == pytest.approx(100 * statistics.rates(margins, base, 0.7).tpr.value)
+    assert swept_row["tpr"] == pytest.approx(100 * detection.rates(margins, base, 0.7).tpr.value)
 
 
 def test_a_machine_failure_leaves_its_sample_out_of_the_sweep():
@@ -504,8 +504,8 @@ def test_estimators_judge_the_same_answers():
     mine = table[table["samples"] == "two or more tools"]
     kept = data[(data["n_tools"] > 1) & data["perplexity"].notna()]
     one, other = row_of(mine, estimator="margin"), row_of(mine, estimator="perplexity")
-    assert one["auc"] == other["auc"] == statistics.auc(kept["margin"], kept["base_correct"]).value
-    assert one["tau_tpr"] == statistics.rates(kept["margin"], kept["base_correct"], 0.5).tpr.value
+    assert one["auc"] == other["auc"] == detection.auc(kept["margin"], kept["base_correct"]).value
+    assert one["tau_tpr"] == detection.rates(kept["margin"], kept["base_correct"], 0.5).tpr.value
     assert one["best_j"] <= one["peak_j"]
     assert one["best_f1_low"] < one["best_f1"] < one["best_f1_high"]
     wrong = int((~kept["base_correct"]).sum())

@@ -28,7 +28,6 @@ METHOD = {("ttsi.engines.openai", "study.data.sources")}
 ANALYSIS: set[tuple[str, str]] = set()
 CIRCLES: set[tuple[str, ...]] = set()
 LONG = {
-    "study/analysis/statistics.py",
     "study/run/ray.py",
     "study/run/study.py",
     "tools/bench.py",

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.analysis import statistics
+from study.analysis import detection
+from study.analysis.detection import Rates
 from study.analysis.look import NOT_RUN
-from study.analysis.statistics import Rates, TooFew
+from study.analysis.statistics import RESAMPLES, TooFew
 
 CURVES = [
     "panel", "benchmark", "samples", "tau", "tpr", "tpr_low", "tpr_high", "fpr", "fpr_low", "fpr_high",
@@ -36,20 +37,20 @@ def curves(group: pd.DataFrame, taus: Sequence[float], column: str = "margin", s
     """
     values, right, seeds, counts = _arrays(group, column)
     try:
-        statistics.check_enough(right, seeds)
-        area = statistics.auc(values, right, seeds)
+        detection.check_enough(right, seeds)
+        area = detection.auc(values, right, seeds)
     except TooFew as reason:
         return pd.DataFrame([{"panel": "too_few", "note": str(reason)} | counts]).reindex(columns=CURVES)
-    curve = statistics.roc(values, right)
+    curve = detection.roc(values, right)
     roc = pd.DataFrame({"panel": "roc", "tau": curve.tau, "fpr": curve.fpr, "tpr": curve.tpr})
     grid = sorted({*np.round(np.linspace(0, 1, 101), 2), *taus})
     rows = [
-        {"panel": panel} | _cells(statistics.rates(values, right, tau, seeds))
+        {"panel": panel} | _cells(detection.rates(values, right, tau, seeds))
         for panel, at in (("tau", grid), ("at_tau", taus))
         for tau in at
     ]
     try:
-        best = statistics.best_tau(values, right, group["cluster"].tolist(), seed=seed, seeds=seeds)
+        best = detection.best_tau(values, right, group["cluster"].tolist(), seed=seed, seeds=seeds)
         folds = {"panel": "best_out_of_fold", "note": f"{len(best.taus)} folds by cluster"}
         rows += [folds | _cells(best.out_of_fold)]
         rows += [{"panel": "best_in_sample", "note": "in sample: optimistic"} | _cells(best.in_sample)]
@@ -105,15 +106,15 @@ def _judged(group: pd.DataFrame, column: str, tau: float | None, seed: int) -> d
         return {f"{name}_{k}": v for k, v in cells.items()}
 
     try:
-        statistics.check_enough(right, seeds)
-        area = statistics.auc(values, right, seeds)
+        detection.check_enough(right, seeds)
+        area = detection.auc(values, right, seeds)
         row |= {"auc": area.value, "auc_low": area.low, "auc_high": area.high}
         if tau is not None:
-            row |= at("tau", statistics.rates(values, right, tau, seeds))
+            row |= at("tau", detection.rates(values, right, tau, seeds))
         if len(np.unique(values)) == 1:
-            everything = statistics.rates(values, right, np.inf, seeds)
+            everything = detection.rates(values, right, np.inf, seeds)
             return row | at("best", everything) | {"note": "flags everything"}
-        best = statistics.best_tau(values, right, group["cluster"].tolist(), seed=seed, seeds=seeds)
+        best = detection.best_tau(values, right, group["cluster"].tolist(), seed=seed, seeds=seeds)
     except TooFew as reason:
         return row | {"note": str(reason)}
     return row | at("best", best.out_of_fold) | at("peak", best.in_sample)
@@ -124,7 +125,7 @@ def _f1_interval(rates: Rates, counts: Mapping[str, float], seed: int) -> dict[s
     found, false = rates.tpr.value * counts["n_wrong"], rates.fpr.value * counts["n_right"]
     cells = np.array([found, false, counts["n_wrong"] - found, counts["n_right"] - false])
     n = round(cells.sum())
-    draws = np.random.default_rng(seed).multinomial(n, cells / cells.sum(), size=statistics.RESAMPLES)
+    draws = np.random.default_rng(seed).multinomial(n, cells / cells.sum(), size=RESAMPLES)
     size = 2 * draws[:, 0] + draws[:, 1] + draws[:, 2]
     f1 = np.divide(2 * draws[:, 0], size, out=np.full(len(draws), np.nan), where=size > 0)
     return dict(zip(("f1_low", "f1_high"), map(float, np.nanquantile(f1, [0.025, 0.975])), strict=True))
