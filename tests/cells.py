@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,38 @@ class Run:
     def run(self, arms: Any = None, benchmarks: Any = None) -> None: ...
 
     def records(self, arms: Any = None) -> pd.DataFrame:
-        if self.all.empty:
-            return pd.DataFrame(columns=frames.RECORDS)
-        mine = self.all[self.all["variant"] == self.own]
+        made = whole(self.all, frames.RECORDS)
+        mine = made[made["variant"] == self.own]
         return mine[mine["arm"].isin(arms)] if arms else mine
+
+    def score(self) -> None: ...
+
+    def scores(self) -> pd.DataFrame:
+        return self._frame("scores", frames.SCORES)
+
+    def samples_frame(self) -> pd.DataFrame:
+        return self._frame("samples", ["benchmark"])
+
+    def examples_frame(self) -> pd.DataFrame:
+        return self._frame("examples", frames.EXAMPLES)
+
+    def embeddings_frame(self) -> pd.DataFrame:
+        return self._frame("embeddings", ["benchmark"])
+
+    def _frame(self, name: str, columns: Sequence[str]) -> pd.DataFrame:
+        made: pd.DataFrame = self.other.get(name, pd.DataFrame())
+        return whole(made, columns)
+
+    def samples(self, benchmark: str, seed: int = 0) -> list[Any]:
+        return list(self.other.get("asked", ()))
+
+    def examples(self, benchmark: str, seed: int = 0) -> dict[str, Any]:
+        return dict(self.other.get("written", {}))
+
+
+def whole(made: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """The frame, with the columns that a real one also has."""
+    return made.assign(**{c: None for c in columns if c not in made})
 
 
 def played(

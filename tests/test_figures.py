@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from cells import played
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from test_tables import PCS, arm, arms, embedded, samples_frame, scores, timed
+from test_tables import PCS, arm, arms, costed, curves_of, embedded, judged, samples_frame, scores, timed
 
-from study.analysis import figures, statistics, tables
+from study.analysis import figures, look, statistics, synthetic
 
 
 def several_arms(n=24, seed=0):
@@ -42,10 +42,10 @@ def values():
     """What each figure draws: its function and its table."""
     records = several_arms()
     return {
-        "estimator": (figures.figure4_estimator, tables.estimator_curves(scores(), [0.95])),
+        "estimator": (figures.figure4_estimator, curves_of(scores())),
         "rivals": (
             figures.figure4_rivals,
-            tables.estimator_comparison(scores().assign(rss=lambda d: d["margin"]), {"rss": "margin"}),
+            judged(scores().assign(rss=lambda d: d["margin"]), "table")["table"],
         ),
         "margins": (figures.margins_figure, scores()),
         "main": (
@@ -54,15 +54,18 @@ def values():
         ),
         "methods": (figures.figure2_methods, played("03", records, "view")["table"]),
         "sizes": (figures.figure3_model_size, played("06", records, "view")["table"]),
-        "gold": (figures.gold_first_figure, tables.gold_positions(samples_frame())),
+        "gold": (
+            figures.gold_first_figure,
+            played("00", pd.DataFrame(), "positions", {"samples": samples_frame()})["positions"],
+        ),
         "threshold": (figures.figure_threshold, played("04", records, "curve")["curve"]),
         "scaling": (figures.figure2_scaling, played("05", records, "figure")["table"]),
-        "embeddings": (figures.figure5_embeddings, tables.embedding_points(embedded())),
+        "embeddings": (figures.figure5_embeddings, synthetic.laid_out(embedded())),
         "break_even": (
             figures.figure_break_even,
-            tables.break_even_curves(tables.prices(timed(), "sealtool")),
+            costed(timed(), until="curves")["curves"],
         ),
-        "costs": (figures.figure_costs, tables.table_cost(timed())),
+        "costs": (figures.figure_costs, costed(timed(), until="figure")["cost"]),
         "controls": (figures.figure_controls, controls(records)),
     }
 
@@ -99,7 +102,7 @@ def test_figures_leave_the_callers_style_alone():
 
 def test_every_arm_has_its_own_colour():
     assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
-    assert set(tables.ARMS) <= set(figures.COLOURS)
+    assert set(look.ARMS) <= set(figures.COLOURS)
 
 
 def test_no_text_leaves_the_page():
@@ -130,13 +133,13 @@ def test_what_was_not_run_is_named_and_not_drawn():
 @pytest.mark.parametrize(
     ("draw", "table"),
     [
-        (figures.figure4_rivals, lambda: tables.estimator_comparison(scores(6).assign(rss=0.5))),
+        (figures.figure4_rivals, lambda: judged(scores(6).assign(rss=0.5), "table")["table"]),
         (figures.figure2_methods, lambda: played("03", pd.DataFrame(), "view")["table"]),
         (figures.figure3_model_size, lambda: played("06", pd.DataFrame(), "view", benchmark="bfcl")["table"]),
         (figures.figure_threshold, lambda: played("04", pd.DataFrame(), "curve")["curve"]),
         (figures.figure2_scaling, lambda: played("05", pd.DataFrame(), "figure")["table"]),
-        (figures.figure5_embeddings, lambda: tables.embedding_points(pd.DataFrame(columns=list(PCS)))),
-        (figures.figure_costs, lambda: tables.table_cost(pd.DataFrame())),
+        (figures.figure5_embeddings, lambda: synthetic.laid_out(pd.DataFrame(columns=list(PCS)))),
+        (figures.figure_costs, lambda: costed(pd.DataFrame(), until="figure")["cost"]),
         (figures.figure_controls, lambda: played("09", pd.DataFrame(), "view")["table"]),
     ],
 )

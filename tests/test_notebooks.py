@@ -64,7 +64,7 @@ def test_parameters_cell(path):
 
 def test_what_every_notebook_imports_is_light():
     program = """import sys
-from study.analysis import figures, look, tables
+from study.analysis import answers, figures, look
 from study.run.study import open_study
 print({"torch", "transformers", "jsonschema", "sklearn", "seaborn", "scipy.stats"} & set(sys.modules))"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from cells import played
 from test_tables import arm, row_of, timed
 
-from study.analysis import figures, tables
-from study.analysis.tables import paper
-from study.analysis.tables.scale import SHAPES, Gpu, duration, rounded, scale_rates, weights
+from study.analysis import figures, look, paper
+from study.analysis.scale import SHAPES, Gpu, duration, rounded, weights
 
-NONE = "no bench.csv"
+ON = {"gpu_flops": 1e12, "gpu_utilisation": 0.5, "gpu_decoding": 0.1, "gpu_model": "smollm2-135m"}
 GPU = Gpu("A40", 1e12, 0.5, 0.1)
 DECODER, HEAD = 106_168_320, 28_311_552  # SmolLM2's, see `test_weights_are_those_of_the_model_cards`
 
@@ -24,10 +24,21 @@ def both_modes():
     return pd.concat([records, exact.assign(tokens_t=[400, 400, 0])], ignore_index=True)
 
 
-def rated(records, tmp_path, **other):
-    every = tables.prices(records, "sealtool", sft_samples=1000)
-    settings = {"sft_samples": 1000, "bench": tmp_path / "bench.csv"} | other
-    return scale_rates(records, every, "sealtool", GPU, "smollm2-135m", 1, 1, **settings)
+@pytest.fixture(autouse=True)
+def no_bench(tmp_path, monkeypatch):
+    """`make bench` has not been run: its table would lie in this folder."""
+    monkeypatch.setenv("TTSI_FIGURES", str(tmp_path))
+
+
+def priced(records, queries=(1000,), gpus=(1,), **other):
+    """What notebook 08 makes of records, one pass over each sample."""
+    given = ON | {"sft_samples": 1000, "queries": list(queries), "gpus": list(gpus)} | other
+    run = {"benchmarks": {"sealtool": None}, "epochs": 1, "k": 1, "sft_epochs": 1}
+    return played("08", records, study=run, **given)
+
+
+def scaled(records, *args, **other):
+    return priced(records, *args, **other)["table"]
 
 
 def hours(table, queries, arm, mode="none", gpus=1):
@@ -58,8 +69,8 @@ def test_a_gpu_on_paper_is_possible():
     assert GPU.seconds("smollm2-135m", 100, 10, 5) == pytest.approx(seconds)
 
 
-def test_measured_hours_by_hand(tmp_path):
-    table = tables.table_scale(rated(both_modes(), tmp_path), [1000, 10**9], [1, 1000])
+def test_measured_hours_by_hand():
+    table = scaled(both_modes(), [1000, 10**9], [1, 1000])
     assert len(table) == 2 * 2 * 4
     # A third of the queries certain (2.5 s); uncertain ones with their base answer 11.5 s, exact 17.5 s.
     assert hours(table, 1000, "base")["machine_hours"] == pytest.approx(2000 / 3600)
@@ -72,8 +83,8 @@ def test_measured_hours_by_hand(tmp_path):
     assert hours(table, 1000, "sft")["machine_hours"] == pytest.approx((11 * 1000 + 2000) / 3600)
 
 
-def test_the_papers_hours_by_hand(tmp_path):
-    table = tables.table_scale(rated(both_modes(), tmp_path), [10**6], [10])
+def test_the_papers_hours_by_hand():
+    table = scaled(both_modes(), [10**6], [10])
     share = 190 / 294
     exact = hours(table, 10**6, "tt_si", "exact", 10)
     assert exact["paper_gpu_hours"] == pytest.approx(1e6 * (share * 10.24 + (1 - share) * 2.14) / 3600)
@@ -82,9 +93,9 @@ def test_the_papers_hours_by_hand(tmp_path):
     assert pd.isna(hours(table, 10**6, "tt_si", "activated", 10)["paper_gpu_hours"]), "none was published"
 
 
-def test_estimated_hours_by_hand(tmp_path):
+def test_estimated_hours_by_hand():
     """Per query: (read, trained on, decoded) tokens. H scores 5, G writes 20 and 40, answers have 10."""
-    table = tables.table_scale(rated(both_modes(), tmp_path), [3], [1])
+    table = scaled(both_modes(), [3], [1])
     counted = {
         ("base", "none"): [(400, 0, 10)] * 3,
         # The turn again for each attempt of G and for the adapted answer; the third query is certain.
@@ -101,49 +112,48 @@ def test_estimated_hours_by_hand(tmp_path):
     base = hours(table, 3, "base")["estimate_gpu_hours"]
     sft = hours(table, 3, "sft")["estimate_gpu_hours"]
     assert sft - base == pytest.approx(1000 * 400 * 4 * DECODER / 5e11 / 3600)
-    half = tables.table_scale(rated(both_modes(), tmp_path, share=0.0), [3], [1])
+    half = scaled(both_modes(), [3], uncertain_share=0.0)
     certain = 3 * GPU.seconds("smollm2-135m", 405, 0, 10) / 3600
     assert hours(half, 3, "tt_si", "exact")["estimate_gpu_hours"] == pytest.approx(certain)
 
 
-def test_without_exact_nothing_says_how_long_a_prompt_is(tmp_path):
-    rates = rated(timed(), tmp_path)
-    table = tables.table_scale(rates, [1000], [1])
+def test_without_exact_nothing_says_how_long_a_prompt_is():
+    made = priced(timed())
+    table = made["table"]
     assert table["estimate_gpu_hours"].isna().all()
-    assert hours(table, 1000, "tt_si", "exact")["note"] == tables.NOT_RUN
+    assert hours(table, 1000, "tt_si", "exact")["note"] == look.NOT_RUN
     assert hours(table, 1000, "tt_si", "activated")["machine_hours"] > 0
-    shown = tables.scale_view(table)
-    assert shown["this machine, machine-hours"].tolist().count(tables.NOT_RUN) == 1
-    assert "mode exact, whose training reads whole prompts, was not run" in tables.scale_reading(rates)
-    assert "mode exact" in tables.scale_caption(rates)
+    assert made["said"].count(f"| TT-SI exact | {look.NOT_RUN} |") == 1
+    assert "**A40, estimated**: mode exact, whose training reads whole prompts, was not run" in made["said"]
+    assert "Estimate for one A40: mode exact" in made["said"]
 
 
-def test_only_exact_counts_whole_prompts_for_g(tmp_path):
+def test_only_exact_counts_whole_prompts_for_g():
     records = both_modes()
-    table = tables.table_scale(rated(records[records["mode"] != "activated"], tmp_path), [2], [1])
+    table = scaled(records[records["mode"] != "activated"], [2])
     each = [(1205, 400, 30), (1605, 400, 50), (405, 0, 10)]
     seconds = sum(GPU.seconds("smollm2-135m", *tokens) for tokens in each) * 2 / 3
     assert hours(table, 2, "tt_si", "exact")["estimate_gpu_hours"] == pytest.approx(seconds / 3600)
 
 
 @pytest.mark.parametrize("kept", [[], ["base"]])
-def test_what_was_not_run_has_no_hours(tmp_path, kept):
+def test_what_was_not_run_has_no_hours(kept):
     records = timed()
     records = records[records["arm"].isin(kept)]
-    rates = rated(records, tmp_path)
-    table = tables.table_scale(rates, [1000], [1])
+    made = priced(records)
+    table = made["table"]
     measured = table["machine_hours"].dropna()
     assert measured.tolist() == pytest.approx([2000 / 3600] * len(kept))
     assert table["paper_gpu_hours"].notna().sum() == 3
-    assert tables.NOT_RUN in tables.markdown(tables.scale_view(table))
-    lines = tables.scale_lines(rates, [1000])
-    assert set(lines["source"]) == {"machine", "paper"} if kept else {"paper"}
-    for text in (tables.scale_caption(rates), tables.scale_reading(rates)):
-        assert "nan" not in text and tables.NOT_RUN in text
-    figures.figure_scale(lines)
+    lines = made["lines"]
+    assert set(lines["source"]) == ({"machine", "paper"} if kept else {"paper"})
+    said = made["said"][made["said"].index("| queries |") :]
+    assert "nan" not in said
+    assert look.NOT_RUN in said[: said.index("Assumed")] and look.NOT_RUN in said[said.index("Assumed") :]
+    assert made["figure"] and figures.figure_scale(lines)
 
 
-def test_a_certain_run_and_failed_syntheses_have_their_price(tmp_path):
+def test_a_certain_run_and_failed_syntheses_have_their_price():
     """A synthesis that failed costs its attempts and the base answer; all uncertain is no lack of rates."""
     records = both_modes()
     ours = records["arm"] == "tt_si"
@@ -152,17 +162,16 @@ def test_a_certain_run_and_failed_syntheses_have_their_price(tmp_path):
         6,
         70,
     ]
-    table = tables.table_scale(rated(records, tmp_path), [3], [1])
+    table = scaled(records, [3])
     each = [(605, 100, 30), (705, 100, 50), (400 + 5 + 6 * 100, 0, 80)]
     seconds = sum(GPU.seconds("smollm2-135m", *tokens) for tokens in each)
     assert hours(table, 3, "tt_si", "activated")["estimate_gpu_hours"] == pytest.approx(seconds / 3600)
 
 
 def test_a_gpu_counts_once_it_was_measured(tmp_path):
-    rates = rated(both_modes(), tmp_path)
-    assert rates.by["gpu"] == {} and rates.missing["gpu"] == "not measured"
-    table = tables.table_scale(rates, [1000], [1])
-    assert set(tables.scale_view(table)["measured GPU, GPU-hours"]) == {"not measured"}
+    made = priced(both_modes())
+    assert made["rates"]["gpu"] == {} and "A GPU, measured by make bench**: not measured." in made["said"]
+    assert set(made["view_of_hours"]["measured GPU, GPU-hours"]) == {"not measured"}
     stages = {"prefix": 0.1, "base": 0.2, "H": 0.3, "G": 0.4, "T": 0.6, "answer": 0.5}
     rows = [
         {"benchmark": "sealtool", "sample": s, "program": "exact", "stage": k, "seconds": v * f, "device": d}
@@ -170,10 +179,10 @@ def test_a_gpu_counts_once_it_was_measured(tmp_path):
     ]  # fmt: skip
     path = tmp_path / "bench.csv"
     pd.DataFrame(rows).query("device == 'cpu'").drop(columns="device").to_csv(path)
-    assert rated(both_modes(), tmp_path).by["gpu"] == {}, "a bench of a processor is no GPU's"
+    assert priced(both_modes())["rates"]["gpu"] == {}, "a bench of a processor is no GPU's"
     pd.DataFrame(rows).to_csv(path)
-    rates = rated(both_modes(), tmp_path)
-    table = tables.table_scale(rates, [3000], [1])
+    made = priced(both_modes(), [3000, 30_000])
+    table = made["table"]
     # 2 of 3 uncertain: prefix, H, G, T, answer; certain: prefix, H, base. SFT: T's time for three passes.
     expected = {("base", "none"): 0.3, ("tt_si", "exact"): (2 * 1.9 + 0.6) / 3}
     for (name, mode), seconds in expected.items():
@@ -182,13 +191,12 @@ def test_a_gpu_counts_once_it_was_measured(tmp_path):
     sft = hours(table, 3000, "sft")["measured_gpu_hours"]
     assert sft == pytest.approx((1000 * 0.6 / 3 + 3000 * 0.3) / 3600)
     assert pd.isna(hours(table, 3000, "tt_si", "activated")["measured_gpu_hours"])
-    assert "gpu" in set(tables.scale_lines(rates, [1, 10])["source"])
+    assert "gpu" in set(made["lines"]["source"])
 
 
-def test_the_figure_draws_what_the_table_says(tmp_path):
-    rates = rated(both_modes(), tmp_path)
-    queries = [10**i for i in range(3, 10)]
-    table, lines = tables.table_scale(rates, queries, [1]), tables.scale_lines(rates, queries)
+def test_the_figure_draws_what_the_table_says():
+    made = priced(both_modes(), [10**i for i in range(3, 10)])
+    table, lines = made["table"], made["lines"]
     ends = lines[np.isclose(lines["queries"], 1e9)].set_index(["source", "arm", "mode"])["hours"]
     assert ends["paper", "tt_si", "exact"] == pytest.approx(
         hours(table, 10**9, "tt_si", "exact")["paper_gpu_hours"]
@@ -202,22 +210,21 @@ def test_the_figure_draws_what_the_table_says(tmp_path):
     assert "A GPU, measured" in words, "what isn't drawn is named"
 
 
-def test_a_source_is_never_passed_off_as_another(tmp_path):
-    rates = rated(both_modes(), tmp_path)
-    reading, caption = tables.scale_reading(rates), tables.scale_caption(rates, 1000)
+def test_a_source_is_never_passed_off_as_another():
+    made = priced(both_modes())
+    reading, caption = made["said"], made["scale_caption"]
     assert "The paper's A40, as published**: base 1.26 s per query, TT-SI exact 7.37 s (5.9 times" in reading
     assert "measured by make bench**: not measured." in reading
     assert "of this run, Qwen2.5-Coder-0.5B-Instruct" in caption, "whose seconds they are"
     for assumed in ("1 TFLOP/s × 0.5 reading", "× 0.1 decoding", "SmolLM2", "1,000 samples", "costs nothing"):
         assert assumed in caption
     assert "times the estimate's" not in reading, "another model than the paper's"
-    theirs = scale_rates(both_modes(), [], "sealtool", GPU, paper.MODEL, 1, 1, bench=tmp_path / NONE)
-    assert "times the estimate's" in tables.scale_reading(theirs)
+    assert "times the estimate's" in priced(both_modes(), gpu_model=paper.MODEL)["said"]
 
 
-def test_the_arm_sft_is_believed_where_it_ran_in_that_mode(tmp_path):
+def test_the_arm_sft_is_believed_where_it_ran_in_that_mode():
     trained = arm("sft", [1, 1, 1], seconds_fit=30.0, pool_n=10.0, seconds_answer=2.0).assign(mode="exact")
-    table = tables.table_scale(rated(pd.concat([both_modes(), trained]), tmp_path), [1000], [1])
+    table = scaled(pd.concat([both_modes(), trained]))
     assert hours(table, 1000, "sft")["machine_hours"] == pytest.approx((3 * 1000 + 2000) / 3600)
 
 

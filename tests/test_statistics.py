@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import metrics
 from statsmodels.stats import contingency_tables, proportion
 
-from study.analysis import statistics
+from study.analysis import detection, statistics
 from study.analysis.statistics import TooFew
 
 
@@ -227,13 +227,13 @@ def margins(n_right=30, n_wrong=20, gap=1.0, seed=0):
 def test_auc_equals_scikit_learn_whatever_the_ties():
     m, right = margins()
     assert len(np.unique(m)) < len(m)
-    assert statistics.auc(m, right).value == pytest.approx(metrics.roc_auc_score(right, m))
+    assert detection.auc(m, right).value == pytest.approx(metrics.roc_auc_score(right, m))
 
 
 def test_higher_margin_means_more_certain():
     m, right = margins()
-    assert statistics.auc(m, right).value > 0.5
-    assert statistics.auc(1 - m, right).value < 0.5
+    assert detection.auc(m, right).value > 0.5
+    assert detection.auc(1 - m, right).value < 0.5
 
 
 def test_auc_interval_equals_the_stratified_bootstrap():
@@ -245,7 +245,7 @@ def test_auc_interval_equals_the_stratified_bootstrap():
         return metrics.roc_auc_score(right[keep], m[keep])
 
     low, high = np.quantile([drawn() for _ in range(600)], [0.025, 0.975])
-    ours = statistics.auc(m, right)
+    ours = detection.auc(m, right)
     assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.02)
 
 
@@ -255,14 +255,14 @@ def test_auc_interval_covers(n_right, n_wrong, gap):
     rng = np.random.default_rng(n_wrong)
     right = np.r_[np.ones(n_right), np.zeros(n_wrong)].astype(bool)
     drawn = (np.r_[rng.normal(gap, 1, n_right), rng.normal(0, 1, n_wrong)] for _ in range(600))
-    intervals = [(e.low, e.high) for e in (statistics.auc(m, right) for m in drawn)]
+    intervals = [(e.low, e.high) for e in (detection.auc(m, right) for m in drawn)]
     assert covered(intervals, truth) >= 0.92
 
 
 @pytest.mark.parametrize("ahead", [True, False])
 def test_full_separation_keeps_an_interval(ahead):
     right = np.r_[np.ones(12), np.zeros(12)].astype(bool)
-    e = statistics.auc(right == ahead, right)
+    e = detection.auc(right == ahead, right)
     assert e.value == (1 if ahead else 0)
     assert 0.05 < e.high - e.low < 0.4
     assert e.low <= e.value <= e.high
@@ -270,25 +270,25 @@ def test_full_separation_keeps_an_interval(ahead):
 
 def test_seeds_do_not_narrow_the_auc():
     m, right = margins()
-    one, five = statistics.auc(m, right), statistics.auc(np.tile(m, 5), np.tile(right, 5), seeds=5)
+    one, five = detection.auc(m, right), detection.auc(np.tile(m, 5), np.tile(right, 5), seeds=5)
     assert five.n == one.n
     assert (five.low, five.high) == pytest.approx((one.low, one.high), abs=0.01)
 
 
 def test_roc_agrees_with_the_rates_at_each_of_its_thresholds():
     m, right = margins()
-    curve = statistics.roc(m, right)
+    curve = detection.roc(m, right)
     assert curve.tau[0] == -np.inf
-    assert metrics.auc(curve.fpr, curve.tpr) == pytest.approx(statistics.auc(m, right).value)
+    assert metrics.auc(curve.fpr, curve.tpr) == pytest.approx(detection.auc(m, right).value)
     for tau, fpr, tpr in zip(curve.tau, curve.fpr, curve.tpr, strict=True):
-        rates = statistics.rates(m, right, tau)
+        rates = detection.rates(m, right, tau)
         assert (rates.fpr.value, rates.tpr.value) == pytest.approx((fpr, tpr))
 
 
 def test_rates_by_hand():
     """Wrong at .1, .5, .96 and right at .2, .95, .99, 1: below .95 lie two of three and one of four."""
     m, right = [0.1, 0.5, 0.96, 0.2, 0.95, 0.99, 1.0], [0, 0, 0, 1, 1, 1, 1]
-    r = statistics.rates(m, right, 0.95)
+    r = detection.rates(m, right, 0.95)
     assert (r.tpr.value, r.fpr.value) == pytest.approx((2 / 3, 1 / 4))
     assert r.j.value == pytest.approx(2 / 3 - 1 / 4)
     assert r.uncertain.value == pytest.approx(3 / 7)
@@ -297,7 +297,7 @@ def test_rates_by_hand():
 
 def test_j_interval_equals_statsmodels_newcombe():
     m, right = margins()
-    r = statistics.rates(m, right, 0.7)
+    r = detection.rates(m, right, 0.7)
     wrong, flagged = ~right, m < 0.7
     low, high = proportion.confint_proportions_2indep(
         (flagged & wrong).sum(), wrong.sum(), (flagged & right).sum(), right.sum(), method="newcomb"
@@ -307,8 +307,8 @@ def test_j_interval_equals_statsmodels_newcombe():
 
 def test_in_sample_peak_is_the_best_of_all_thresholds():
     m, right = margins()
-    best = statistics.best_tau(m, right, range(len(m)))
-    js = [statistics.rates(m, right, tau).j.value for tau in np.unique(np.r_[m, np.nextafter(m, 2)])]
+    best = detection.best_tau(m, right, range(len(m)))
+    js = [detection.rates(m, right, tau).j.value for tau in np.unique(np.r_[m, np.nextafter(m, 2)])]
     assert best.in_sample.j.value == pytest.approx(max(js))
 
 
@@ -317,7 +317,7 @@ def test_out_of_fold_sees_no_advantage_in_noise():
     rng = np.random.default_rng(3)
     honest, flattering = [], []
     for seed in range(60):
-        best = statistics.best_tau(rng.random(40), rng.random(40) < 0.5, range(40), seed=seed)
+        best = detection.best_tau(rng.random(40), rng.random(40) < 0.5, range(40), seed=seed)
         honest.append(best.out_of_fold.j.value)
         flattering.append(best.in_sample.j.value)
     assert np.mean(flattering) > 0.15
@@ -330,23 +330,23 @@ def test_folds_never_split_a_cluster():
     cluster = np.repeat(np.arange(24), 2)
     m = np.repeat(rng.random(24), 2)
     right = np.tile([True, False], 24)
-    best = statistics.best_tau(m, right, cluster.tolist())
+    best = detection.best_tau(m, right, cluster.tolist())
     assert len(best.taus) == 5
     assert best.out_of_fold.j.value == 0
-    assert len(statistics.best_tau(m, right, (cluster % 4).tolist()).taus) == 4
+    assert len(detection.best_tau(m, right, (cluster % 4).tolist()).taus) == 4
 
 
 def test_too_few_is_said_and_not_computed():
     m, right = margins(9, 30)
-    for statistic in (statistics.auc, lambda m, r: statistics.best_tau(m, r, range(len(m)))):
+    for statistic in (detection.auc, lambda m, r: detection.best_tau(m, r, range(len(m)))):
         with pytest.raises(TooFew, match="9 right, 30 wrong"):
             statistic(m, right)
     with pytest.raises(TooFew, match="single cluster"):
-        statistics.best_tau(*margins(), ["one"] * 50)
+        detection.best_tau(*margins(), ["one"] * 50)
     with pytest.raises(TooFew):
-        statistics.roc([0.5, 0.6], [True, True])
+        detection.roc([0.5, 0.6], [True, True])
 
 
 def test_an_unscored_sample_never_passes_for_a_sure_one():
     with pytest.raises(ValueError, match="not finite"):
-        statistics.rates([0.5, float("nan")], [True, False], 0.95)
+        detection.rates([0.5, float("nan")], [True, False], 0.95)

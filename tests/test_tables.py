@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from cells import played
 
-from study.analysis import figures, look, paper, statistics, tables
+from study.analysis import awareness, costs, detection, figures, look, paper, statistics, synthetic
 from study.analysis.answers import joined, split
 from ttsi.types import Call, Example, Synthesis
 
@@ -23,6 +24,7 @@ def record(sample, correct, arm="base", benchmark="sealtool", **other):
         "uncertain": arm != "base", "adapted": arm != "base",
         "synthesis_failed": False, "copy_ratio": float("nan"), "attempts": int(arm != "base"), "n_replies": 1,
         "source": "computed", "variant": "", "pool_n": float("nan"), "code": "ok",
+        "flags": "",
     }  # fmt: skip
     return row | other
 
@@ -216,18 +218,27 @@ def scores(n=60, benchmark="sealtool", seed=0):
     })  # fmt: skip
 
 
+def judged(scores, until="", **given):
+    """What notebook 01 makes of scores."""
+    return played("01", pd.DataFrame(), until, {"scores": scores}, **given)
+
+
+def curves_of(scores, **given):
+    return judged(scores, "curves", **given)["curves"]
+
+
 def test_curves_hold_what_statistics_says():
     data = scores()
-    curves = tables.estimator_curves(data, [0.5])
+    curves = curves_of(data, tau=0.5)
     primary = curves[(curves["samples"] == "two or more tools") & (curves["benchmark"] == "sealtool")]
     several = data[data["n_tools"] > 1]
-    expected = statistics.rates(several["margin"], several["base_correct"], 0.5)
+    expected = detection.rates(several["margin"], several["base_correct"], 0.5)
     (at,) = primary[primary["panel"] == "at_tau"].to_dict("records")
     assert (at["tpr"], at["fpr"], at["j_low"]) == pytest.approx(
         (expected.tpr.value, expected.fpr.value, expected.j.low)
     )
     (area,) = primary[primary["panel"] == "auc"]["auc"]
-    assert area == pytest.approx(statistics.auc(several["margin"], several["base_correct"]).value)
+    assert area == pytest.approx(detection.auc(several["margin"], several["base_correct"]).value)
     assert len(primary[primary["panel"] == "tau"]) == 101
     assert {"best_out_of_fold", "best_in_sample"} <= set(primary["panel"])
     paper = curves[curves["panel"] == "paper"]
@@ -235,12 +246,13 @@ def test_curves_hold_what_statistics_says():
 
 
 def test_too_few_is_named_and_the_rest_drawn():
-    curves = tables.estimator_curves(pd.concat([scores(), scores(6, "bfcl")]), [0.95])
+    made = judged(pd.concat([scores(), scores(6, "bfcl")]))
+    curves = made["curves"]
     few = curves[(curves["panel"] == "too_few") & (curves["samples"] == "two or more tools")]
     assert list(few["benchmark"]) == ["bfcl"]
     assert "10 of each are needed" in few["note"].iloc[0]
     assert "pooled" in set(curves["benchmark"])
-    reading = tables.estimator_reading(curves)
+    reading = made["said"]
     assert "**BFCL**: too few" in reading
     assert "out of fold" in reading
     words = " ".join(t.get_text() for t in figures.figure4_estimator(curves).texts)
@@ -250,15 +262,17 @@ def test_too_few_is_named_and_the_rest_drawn():
 def test_unscored_samples_are_left_out_of_the_curves():
     data = scores()
     data.loc[1, "margin"] = np.nan
-    curves = tables.estimator_curves(data)
+    curves = curves_of(data)
     area = curves[(curves["panel"] == "auc") & (curves["samples"] == "all samples")].iloc[0]
     assert area["n_right"] + area["n_wrong"] == 59
 
 
 def test_nothing_scored_still_makes_a_figure():
-    curves = tables.estimator_curves(pd.DataFrame())
-    assert list(curves.columns) == tables.CURVE_COLUMNS
-    assert "Nothing was scored" in tables.estimator_reading(curves)
+    made = judged(pd.DataFrame())
+    curves = made["curves"]
+    assert list(curves.columns) == awareness.CURVES
+    assert "Nothing was scored" in made["said"]
+    assert made["table"].empty and "Too few" in made["said"]
     assert figures.figure4_estimator(curves).get_size_inches()[1] > 0
 
 
@@ -283,11 +297,12 @@ def samples_frame():
 
 
 def test_data_counts_by_hand():
-    (row,) = tables.data_counts(samples_frame()).to_dict("records")
+    made = played("00", pd.DataFrame(), "positions", {"samples": samples_frame()})
+    (row,) = made["counts"].to_dict("records")
     assert (row["samples"], row["tools_min"], row["tools_median"], row["tools_max"]) == (4, 1, 2, 3)
     assert (row["one_tool"], row["several_calls"], row["clusters"], row["in_pool"]) == (1, 1, 2, 1)
     assert row["flags"] == "duplicate 2, gold_issue 1"
-    original, shuffled = tables.gold_positions(samples_frame()).to_dict("records")
+    original, shuffled = made["positions"].to_dict("records")
     assert (original["tool_order"], original["n"], original["first"]) == ("original", 3, 2)
     assert (shuffled["tool_order"], shuffled["n"], shuffled["first"]) == ("shuffled", 3, 1)
     assert shuffled["chance"] == pytest.approx(1 / 2 + 1 / 2 + 1 / 3)
@@ -417,7 +432,7 @@ def test_tau_of_the_run_gives_the_arm_itself():
     own = row_of(table1(records), arm="tt_si", inference="direct", benchmark="sealtool")
     for column in ("accuracy", "low", "difference", "difference_low", "gained", "lost", "p"):
         assert swept_row[column] == pytest.approx(own[column])
-    assert swept_row["tpr"] == pytest.approx(100 * statistics.rates(margins, base, 0.7).tpr.value)
+    assert swept_row["tpr"] == pytest.approx(100 * detection.rates(margins, base, 0.7).tpr.value)
 
 
 def test_a_machine_failure_leaves_its_sample_out_of_the_sweep():
@@ -484,12 +499,13 @@ def test_estimators_judge_the_same_answers():
     data["perplexity"] = np.where(np.arange(80) < 20, np.nan, data["margin"])
     data["few"] = np.where(np.arange(80) < 70, np.nan, data["margin"])
     wanted = {"rss": "margin", "trivial": "trivial", "perplexity": "perplexity", "votes_": "votes"}
-    table = tables.estimator_comparison(data, wanted | {"few": "few"}, tau=0.5)
+    made = judged(data)
+    table = made["compared"](wanted | {"few": "few"}, 0.5)
     mine = table[table["samples"] == "two or more tools"]
     kept = data[(data["n_tools"] > 1) & data["perplexity"].notna()]
     one, other = row_of(mine, estimator="margin"), row_of(mine, estimator="perplexity")
-    assert one["auc"] == other["auc"] == statistics.auc(kept["margin"], kept["base_correct"]).value
-    assert one["tau_tpr"] == statistics.rates(kept["margin"], kept["base_correct"], 0.5).tpr.value
+    assert one["auc"] == other["auc"] == detection.auc(kept["margin"], kept["base_correct"]).value
+    assert one["tau_tpr"] == detection.rates(kept["margin"], kept["base_correct"], 0.5).tpr.value
     assert one["best_j"] <= one["peak_j"]
     assert one["best_f1_low"] < one["best_f1"] < one["best_f1_high"]
     wrong = int((~kept["base_correct"]).sum())
@@ -497,14 +513,14 @@ def test_estimators_judge_the_same_answers():
     assert row_of(mine, estimator="trivial")["auc"] == 0.5
     assert row_of(mine, estimator="votes")["note"] == look.NOT_RUN
     assert "samples only" in row_of(mine, estimator="few")["note"], "and the others keep their samples"
-    assert "overlaps" in tables.comparison_reading(table)
+    assert "overlaps" in "".join(made["largest"](table))
 
 
 def test_too_few_to_compare_estimators_is_said():
-    table = tables.estimator_comparison(scores(8).assign(rss=0.5), {"rss": "margin"})
-    assert table["note"].str.contains("10 of each are needed").all()
-    assert "Too few" in tables.comparison_reading(table)
-    assert tables.estimator_comparison(pd.DataFrame()).empty
+    made = judged(scores(8).assign(rss=0.5))
+    notes = made["compared"]({"rss": "margin"})["note"]
+    assert len(notes) and notes.str.contains("10 of each are needed").all()
+    assert "Too few" in made["said"]
 
 
 # --- synthetic data -------------------------------------------------------------------------------------
@@ -526,16 +542,26 @@ def embedded():
 PCS = ("pc0", "pc1", "pc2")
 
 
+def distances(embeddings):
+    """The table of distances of notebook 07."""
+    return played("07", pd.DataFrame(), "distances", {"embeddings": embeddings})["distances"]
+
+
+def quality(examples, records):
+    """The table of synthetic data of notebook 07."""
+    return played("07", records, "table", {"examples": examples})["table"]
+
+
 def test_distances_by_hand():
-    points = tables.embedding_points(embedded())
-    (row,) = tables.distances_table(points).to_dict("records")
+    points = synthetic.laid_out(embedded())
+    (row,) = distances(embedded()).to_dict("records")
     assert (row["questions"], row["seeds_compared"]) == (3, 3)
     assert row["nearest_own"] == pytest.approx(200 / 3)
     own = points.loc[points["kind"] == "synthetic"].set_index("sample")["own"]
     assert own["b"] == pytest.approx(0, abs=1e-9)
     assert own["c"] > 1
     flipped = embedded().assign(pc0=lambda d: -d["pc0"], pc1=lambda d: -d["pc1"], pc2=lambda d: -d["pc2"])
-    again = tables.embedding_points(flipped)
+    again = synthetic.laid_out(flipped)
     np.testing.assert_allclose(np.abs(again["x"]), np.abs(points["x"]), atol=1e-6)
 
 
@@ -545,11 +571,11 @@ def test_projections_repeat_and_an_unknown_one_is_refused():
     kinds = ["seed", "synthetic"] * 12
     many = many.assign(benchmark="s", sample=[str(i // 2) for i in range(24)], seed=0, kind=kinds, index=0)
     for projection in ("pca", "tsne"):
-        one, two = (tables.embedding_points(many, projection) for _ in range(2))
+        one, two = (synthetic.laid_out(many, projection) for _ in range(2))
         np.testing.assert_allclose(one[["x", "y"]], two[["x", "y"]], atol=1e-6)
     with pytest.raises(ValueError, match="there are pca, tsne"):
-        tables.embedding_points(many, "umap")
-    assert tables.embedding_points(pd.DataFrame()).empty
+        synthetic.laid_out(many, "umap")
+    assert synthetic.laid_out(pd.DataFrame()).empty
 
 
 def test_quality_counts_copies_validity_and_failures():
@@ -563,12 +589,12 @@ def test_quality_counts_copies_validity_and_failures():
         "attempt": [0, 2, 0], "copy_ratio": [1.0, 0.998, 0.4], "schema_errors": [0, 0, 2],
         "tool": ["x", "x", "y"], "question_sha256": ["p", "q", "q"],
     })  # fmt: skip
-    (row,) = tables.table_synthetic(examples, records).to_dict("records")
+    (row,) = quality(examples, records).to_dict("records")
     assert (row["asked"], row["failed"], row["examples"]) == (4, 1, 3)
     assert (row["copies"], row["valid"], row["attempts"]) == (1, 2, pytest.approx(5 / 3))
     assert (row["distinct_tools"], row["distinct_questions"]) == (2, 2)
     assert row["top_tool_share"] == pytest.approx(200 / 3)
-    nothing = tables.table_synthetic(examples.iloc[:0], records)
+    nothing = quality(examples.iloc[:0], records)
     assert nothing["note"].tolist() == [look.NOT_RUN]
 
 
@@ -585,17 +611,15 @@ def test_seeds_make_no_more_samples_of_synthetic_data():
     def thrice(frame):
         return pd.concat([frame.assign(seed=s) for s in range(3)], ignore_index=True)
 
-    (one,) = tables.table_synthetic(examples, records).to_dict("records")
-    (three,) = tables.table_synthetic(thrice(examples), thrice(records)).to_dict("records")
+    (one,) = quality(examples, records).to_dict("records")
+    (three,) = quality(thrice(examples), thrice(records)).to_dict("records")
     assert (three["asked"], three["failed"], three["copies"], three["valid"]) == (12, 3, 3, 6)
     alone = statistics.wilson(1, 3)
     assert (one["copies_low"], one["copies_high"]) == (100 * alone.low, 100 * alone.high)
     for share in ("failed", "copies", "valid"):
         ends = [f"{share}_share", f"{share}_low", f"{share}_high"]
         assert [three[c] for c in ends] == pytest.approx([one[c] for c in ends])
-    near, often = (
-        tables.distances_table(tables.embedding_points(e)) for e in (embedded(), thrice(embedded()))
-    )
+    near, often = (distances(e) for e in (embedded(), thrice(embedded())))
     assert (near["questions"].item(), often["questions"].item()) == (3, 9)
     alone = statistics.wilson(2, 3)
     assert (near["nearest_own_low"].item(), near["nearest_own_high"].item()) == (
@@ -614,12 +638,14 @@ def test_good_and_bad_examples_are_the_first_not_the_best():
         "a": wrote("new", 0.5), "b": wrote("same", 1.0), "c": wrote("odd", 0.2, ("a: not a string",)),
         "d": Synthesis((), ("bad_json",)), "e": wrote("newer", 0.1),
     }  # fmt: skip
-    good, bad = tables.good_and_bad(written, {"a": "seed of a"}, count=2)
+    asked = [SimpleNamespace(id="a", query=SimpleNamespace(question="seed of a"))]
+    run = {"benchmarks": {"bfcl": 5}, "written": written, "asked": asked}
+    good, bad = (played("07", pd.DataFrame(), study=run)[name] for name in ("good", "bad"))
     assert [g.splitlines()[1] for g in good] == ["written: new", "written: newer"]
     assert "seed of a" in good[0]
     assert "a copy" in bad[0]
     assert "not a string" in bad[1]
-    assert "failed:  bad_json" in tables.good_and_bad(written, {}, count=9)[1][2]
+    assert "failed:  bad_json" in bad[2]
 
 
 # --- cost -----------------------------------------------------------------------------------------------
@@ -636,8 +662,14 @@ def timed():
     return pd.concat([base.assign(**none), ours]).assign(reply="r")
 
 
+def costed(records, **given):
+    """What notebook 08 makes of records."""
+    return played("08", records, **given)
+
+
 def test_costs_by_hand():
-    table = tables.table_cost(timed())
+    made = costed(timed())
+    table = made["cost"]
     seconds = {r["stage"]: r["seconds"] for r in table.to_dict("records")}
     assert seconds == {
         "base": 2, "h": 0.5, "g": 2, "t": 5, "answer": 2, "uncertain": 9.5, "uncertain_alone": 11.5,
@@ -647,51 +679,55 @@ def test_costs_by_hand():
     assert (whole["n"], whole["tokens"], whole["times_base"]) == (2, 145, 4.75)
     assert whole["seconds_low"] < 9.5 < whole["seconds_high"]
     assert whole["paper_times_base"] == pytest.approx(10.24 / 1.26)
-    assert "4.8 times a base answer" in tables.cost_reading(table)
+    assert "4.8 times a base answer" in made["said"]
     base = row_of(table, stage="base")
     assert np.isnan(base["seconds_low"]), "the shares of one batch are one measurement"
 
 
 def test_break_even_by_hand():
-    ours, paper = tables.prices(timed(), "sealtool", sft_samples=1000)
+    ours, paper = costed(timed(), sft_samples=1000)["prices"]
     assert ours.tt_si == pytest.approx((2 * 11.5 + 2.5) / 3)  # uncertain queries with their base answer
     assert ours.sft == 5000
     assert ours.break_even == pytest.approx(5000 / (25.5 / 3 - 2))
     share = 190 / 294
     assert paper.break_even == pytest.approx(7966.6 / (share * 10.24 + (1 - share) * 2.14 - 1.26))
     trained = arm("sft", [1, 1, 1], seconds_fit=30.0, pool_n=10.0, seconds_answer=2.0)
-    (measured, _) = tables.prices(pd.concat([timed(), trained]), "sealtool", sft_samples=1000)
+    (measured, _) = costed(pd.concat([timed(), trained]), sft_samples=1000)["prices"]
     assert measured.sft == 3000
     assert "arm sft, 10 samples" in measured.basis
-    (given, _) = tables.prices(timed(), "sealtool", sft_seconds=100.0, share=0.0)
+    made = costed(timed(), sft_seconds=100.0, uncertain_share=0.0)
+    (given, _) = made["prices"]
     assert given.break_even == pytest.approx(100 / 0.5)
-    curves = tables.break_even_curves([given])
+    curves = made["curves"][made["curves"]["name"] == given.name]
     later = curves[(curves["panel"] == "queries") & (curves["queries"] > 201)]
-    assert (later["tt_si"] > later["sft"]).all()
-    assert "200 queries" in tables.break_even_reading([given])
+    assert len(later) and (later["tt_si"] > later["sft"]).all()
+    assert "200 queries" in made["said"]
 
 
 def test_modes_are_paired_with_each_other():
     records = pd.concat([timed(), timed().assign(mode="exact", correct=[0, 0, 1, 1, 0, 1], reply="s")])
     records = records[(records["arm"] == "tt_si") | (records["mode"] == "none")]
-    row = row_of(tables.mode_comparison(records), benchmark="sealtool")
+    row = row_of(costed(records)["modes"], benchmark="sealtool")
     assert (row["difference"], row["gained"], row["lost"], row["same_reply"]) == (0, 1, 1, 0)
-    assert tables.mode_comparison(timed())["note"].tolist() == [look.NOT_RUN]
+    assert costed(timed())["modes"]["note"].tolist() == [look.NOT_RUN]
 
 
-def test_bench_ratios_are_paired_by_sample(tmp_path):
+def test_bench_ratios_are_paired_by_sample(tmp_path, monkeypatch):
     rows = [("usual loop", 1, 8.0), ("usual loop", 2, 32.0), ("exact", 1, 4.0), ("exact", 2, 4.0)]
     path = tmp_path / "bench.csv"
     pd.DataFrame([
         {"benchmark": "sealtool", "sample": s, "program": p, "stage": stage, "seconds": x * share}
         for p, s, x in rows for stage, share in (("H", 1), ("T", 1), ("base", 9))
     ]).to_csv(path, index=False)  # fmt: skip
-    table = tables.bench_ratios(path)
+    table = costs.bench_ratios(path)
     for stage in ("T", "whole"):
         assert row_of(table, program="exact", stage=stage)["ratio"] == pytest.approx(4)
         assert pd.isna(row_of(table, program="usual loop", stage=stage)["ratio"])
     assert pd.isna(row_of(table, program="exact", stage="H")["ratio"])  # theirs reads the prompt, ours didn't
-    assert "not measured" in look.markdown(tables.bench_view(tables.bench_ratios(tmp_path / "none.csv")))
+    monkeypatch.setenv("TTSI_FIGURES", str(tmp_path))
+    assert "| SealTool | exact | T | 2 | 4.00 | 4.0 [" in costed(timed())["said"]
+    monkeypatch.setenv("TTSI_FIGURES", str(tmp_path / "none"))
+    assert "Not measured" in costed(timed())["said"]
 
 
 # --- controls -------------------------------------------------------------------------------------------
@@ -786,24 +822,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
 # --- layouts, and what nobody can know -------------------------------------------------------------------
 
 
-def row(sample: str, correct: bool, **more: object) -> dict[str, object]:
-    base: dict[str, object] = {
-        "benchmark": "b",
-        "sample": sample,
-        "seed": 0,
-        "arm": "base",
-        "mode": "none",
-        "variant": "",
-    }
-    base |= {"inference": "direct", "status": "ok", "flags": "", "form": "bare"}
-    return {**base, "correct": correct, **more}
-
-
 def test_layouts_compare_on_samples_that_were_asked_in_every_way() -> None:
-    rows = [row(str(i), i < 3, way="native", form="tagged") for i in range(6)]
-    rows += [row(str(i), i == 0, way="paper", form="fenced" if i else "none") for i in range(4)]
-    rows += [row("5", True, way="paper", status="error"), row("0", True, way="paper", inference="majority")]
-    table = tables.layouts(pd.DataFrame(rows)).set_index("way")
+    rows = [record(i, i < 3, form="tagged") for i in range(6)]
+    rows += [record(i, i == 0, variant="paper", form="fenced" if i else "none") for i in range(4)]
+    rows += [record(5, True, variant="paper", status="error", form="")]
+    rows += [record(0, True, variant="paper", inference="majority", form="bare")]
+    run = {"variants": {"paper": {"layout": "paper", "arms": ["base"]}}, "samples": samples_frame()}
+    table = played("00", pd.DataFrame(rows), study=run)["table"].set_index("way")
     assert list(table["n"]) == [4, 4]
     assert list(table["accuracy"]) == [75.0, 25.0]
     assert table.loc["paper", ["tagged", "fenced", "bare", "none"]].tolist() == [0.0, 75.0, 0.0, 25.0]
@@ -811,8 +836,8 @@ def test_layouts_compare_on_samples_that_were_asked_in_every_way() -> None:
 
 
 def test_accuracy_without_what_nobody_can_know() -> None:
-    rows = [row(str(i), i == 0, flags="duplicate,unknowable" if i > 1 else "duplicate") for i in range(4)]
-    rows += [row("9", True, variant="other"), row("9", True, inference="majority")]
-    table = tables.knowable(pd.DataFrame(rows)).set_index("samples")
+    rows = [record(i, i == 0, flags="duplicate,unknowable" if i > 1 else "duplicate") for i in range(4)]
+    rows += [record(9, True, variant="other"), record(9, True, inference="majority")]
+    table = played("02", pd.DataFrame(rows), "known")["known"].set_index("samples")
     assert table.loc["all", ["n", "accuracy"]].tolist() == [4, 25.0]
     assert table.loc["knowable", ["n", "accuracy"]].tolist() == [2, 50.0]

@@ -24,7 +24,9 @@ DIFFERENCE = ["difference", "difference_low", "difference_high", "difference_met
               "lost", "mcnemar_p", "p", "p_holm", "detectable"]  # fmt: skip
 COLUMNS = ["benchmark", "inference", "arm", "mode", "model", "tool_order", "variant", "pool_n",
            "sample", "seed", "status", "correct", "code", "source", "margin", "uncertain", "adapted",
-           "attempts", "copy_ratio", "synthesis_failed", "n_replies", "n_tools"]  # fmt: skip
+           "attempts", "copy_ratio", "synthesis_failed", "n_replies", "n_tools", "reply", "flags",
+           "seconds_fit", "seconds_h", "seconds_g", "seconds_t", "seconds_answer", "tokens_h", "tokens_g",
+           "tokens_t", "tokens_answer"]  # fmt: skip
 FLAGGED = ["n_uncertain", "uncertain", "tpr", "tpr_low", "tpr_high", "fpr", "fpr_low", "fpr_high"]
 COUNTS = ("n", "computed", "loaded", "errors", "seeds", "pairs", "gained", "lost", "pool_n")
 
@@ -121,7 +123,7 @@ class Answers:
     def cells(self) -> dict[str, Any]:
         """What they are (`Key`), `SCORED`, `SHARES` of arms that look at H; `note`: why there is none."""
         if self.missing:
-            return {"note": f"{NOT_RUN}: {self.missing} of the {self.needed} answers it needs"}
+            return {"note": f"{NOT_RUN}: {self.missing} of the {self.needed} answers it needs are missing"}
         if self.tried.empty:
             return {"note": NOT_RUN}
         n = int(self.accuracy.n)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.analysis.figures.style import COLOURS, NEUTRAL, apart, notice, panels, style
-from study.analysis.tables.layout import label, rows_of
+from study.analysis.look import label, rows_of
 
 DASHES = {"exact": "-", "activated": (0, (4, 1.5))}
 # Told apart in greyscale too: each set of prices has its own dash.

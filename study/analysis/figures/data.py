@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from study.analysis.figures.style import NEUTRAL, draw_interval, notice, panels, style
+from study.analysis.look import in_order, label, rows_of
 from study.analysis.statistics import wilson
-from study.analysis.tables.layout import in_order, label, rows_of
 
 
 def gold_first_figure(positions: pd.DataFrame) -> Figure:

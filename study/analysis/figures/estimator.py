@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.analysis.figures.style import NEUTRAL, RIGHT, WRONG, apart, draw_interval, notice, panels, style
+from study.analysis.look import in_order, label, rows_of
 from study.analysis.statistics import wilson
-from study.analysis.tables.layout import in_order, label, rows_of
 
 
 def figure4_estimator(curves: pd.DataFrame, tau: float = 0.95, samples: str = "two or more tools") -> Figure:

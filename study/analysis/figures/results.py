@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.analysis.figures.style import COLOURS, NEUTRAL, draw_interval, notice, panels, style, symmetric
-from study.analysis.look import arm_name
-from study.analysis.tables.layout import INFERENCES, in_order, label, model_label, rank, rows_of
+from study.analysis.look import arm_name, in_order, label, model_label, rows_of
 
 READING = (
     "Left: accuracy, 95 % Wilson interval. Right: difference to {against} on the same samples, paired 95 % "
@@ -36,9 +35,6 @@ def main_results_figure(table: pd.DataFrame) -> Figure:
     groups = []
     for benchmark in in_order(there["benchmark"]):
         rows = there[there["benchmark"] == benchmark]
-        rows = rows.sort_values(
-            "inference", key=lambda c: c.map(lambda i: rank(i, INFERENCES)), kind="stable"
-        )
         lines = [Line(_arm(row, there), row) for row in rows_of(rows)]
         groups.append((f"{label(benchmark)}, n = {rows['n'].iloc[0]}", lines))
     caption = READING.format(against="base") + PAPER.format(model="Qwen2.5-1.5B-Instruct")

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from study.analysis.figures.curves import DASHES
 from study.analysis.figures.style import COLOURS, apart, notice, panels, style
-from study.analysis.tables.layout import label
+from study.analysis.look import label
 
 TITLES = {
     "machine": "This machine, measured",

@@ -15,31 +15,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from study.analysis.tables.layout import csv_bytes, write
-from study.data import sources
+from study.analysis.look import ARMS, csv_bytes, figures_dir, write
 
-# Okabe and Ito's eight and Paul Tol's muted ones. With so many arms colour alone tells none apart: every
-# arm is also named beside what is drawn.
-COLOURS = {
-    "base": "#4d4d4d",
-    "tt_si": "#0072b2",
-    "tt_d": "#d55e00",
-    "tt_si_all": "#56b4e9",
-    "tt_si_certain": "#332288",
-    "tt_si_icl": "#cc79a7",
-    "tt_si_and_icl": "#8e5f00",
-    "icl_nearest": "#e69f00",
-    "icl_random": "#c8b400",
-    "sft": "#009e73",
-    "sft_ood": "#999933",
-    "oracle": "#000000",
-    "teacher": "#882255",
-    "generic": "#aa7777",
-    "donor": "#6699cc",
-    "amortised": "#117777",
-    "random_subset": "#997700",
-    "self_consistency": "#994455",
-}
+COLOURS = ARMS  # arm → its colour
 WRONG, RIGHT, NEUTRAL = "#aa3377", "#117733", "#222222"
 WIDTH = 7.2  # inches: a text column on A4
 
@@ -78,7 +56,7 @@ def style() -> Iterator[None]:
 
 def save_figure(figure: Figure, values: pd.DataFrame, name: str, profile: str) -> Path:
     """Path of the PNG, beside a PDF and a CSV of the plotted values, in figures/<profile>/."""
-    folder = sources.figures_dir() / profile
+    folder = figures_dir() / profile
     # Dates and versions in the metadata would make every rebuild a change.
     undated: dict[str, dict[str, Any]] = {
         "pdf": {"CreationDate": None, "Creator": None, "Producer": None},

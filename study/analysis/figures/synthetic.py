@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from study.analysis.figures.style import COLOURS, NEUTRAL, notice, panels, style
-from study.analysis.tables.layout import in_order, label
-from study.analysis.tables.synthetic import Projection
+from study.analysis.look import in_order, label
+from study.analysis.synthetic import Projection
 
 HOW = {"pca": "the first two principal components", "tsne": "t-SNE from a PCA start"}
 
