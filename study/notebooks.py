@@ -14,7 +14,6 @@ Executed copies go to runs/<profile>/. A notebook that fails leaves none and end
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import hashlib
 import json
@@ -44,6 +43,7 @@ from study.run.export import load_into
 from study.run.plan import plan as plan_of
 from study.run.store import StoreError
 from study.run.study import Study
+from study.run.written import WrongParameter, read_parameters
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 RESULTS = Path("results")
@@ -52,10 +52,6 @@ _EXPECTED = {"StoreError", "Unavailable", "WrongBytes"}  # their messages say al
 _KERNEL = "ttsi-this-python"
 _EMPTY = "from study.run import engines\nengines.keep_models()\nget_ipython().reset()"
 _ANSI = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
-
-
-class WrongParameter(ValueError):
-    """A parameter that the notebook doesn't have, or that can't be read; the message lists the right ones."""
 
 
 def notebooks() -> list[Path]:
@@ -70,69 +66,6 @@ def find(number: str) -> Path:
         if wanted in (path.stem[:2], path.stem, path.name):
             return path
     raise WrongParameter(f"no notebook {number!r}; there are {', '.join(p.stem for p in notebooks())}")
-
-
-def read_parameters(text: str) -> dict[str, Any]:
-    """Parameters from 'key=value key=value': values are Python literals, any other word is a string.
-
-    A value may hold spaces inside quotes or brackets. Raises WrongParameter for what can't be read,
-    as happens to ['sealtool'] when a shell has eaten its quotes.
-    """
-    given, rest = {}, text.strip()
-    while rest:
-        found = re.match(r"([A-Za-z_]\w*)=(?=\S)", rest)
-        end = _end_of_value(rest, found.end()) if found else 0
-        if not found or not end:
-            raise WrongParameter(f"can't read {rest!r}: write key=value, e.g. n=8 benchmarks=['sealtool']")
-        given[found[1]] = _value(found[1], rest[found.end() : end])
-        rest = rest[end:].lstrip()
-    return given
-
-
-def _end_of_value(text: str, start: int) -> int:
-    """Where a value ends: at a space outside quotes and brackets. 0 for one that is left open."""
-    depth, quote, at = 0, "", start
-    while at < len(text) and (quote or depth or not text[at].isspace()):
-        char = text[at]
-        if quote:
-            at += char == "\\"
-            quote = "" if char == quote else quote
-        elif char in "'\"":
-            quote = char
-        else:
-            depth += (char in "[({") - (char in "])}")
-        at += 1
-    return 0 if quote or depth else at
-
-
-def _value(key: str, text: str) -> Any:
-    try:
-        return _literal(ast.parse(text, mode="eval").body)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        if text[0] in "[{('\"":
-            raise WrongParameter(
-                f"{key}={text} is not a Python literal; quote it so that the shell leaves it"
-            ) from None
-        return text
-
-
-def _literal(node: ast.expr) -> Any:
-    """What a literal says, products and powers of whole numbers (`10**3`) worked out. Nothing is run."""
-    match node:
-        case ast.List(elts=parts):
-            return [_literal(part) for part in parts]
-        case ast.Tuple(elts=parts):
-            return tuple(map(_literal, parts))
-        case ast.Dict(keys=keys, values=values) if all(keys):
-            return {_literal(k): _literal(v) for k, v in zip(keys, values, strict=True) if k}
-        case ast.BinOp(left=left, op=ast.Mult() | ast.Pow() as op, right=right):
-            one, other = _literal(left), _literal(right)
-            if type(one) is not int or type(other) is not int or not 0 <= other < 10**6 or abs(one) > 10**6:
-                raise ValueError("arithmetic of other things than small whole numbers")
-            if isinstance(op, ast.Pow) and other * one.bit_length() > 64:
-                raise ValueError("a power beyond 64 bits")
-            return one * other if isinstance(op, ast.Mult) else one**other
-    return ast.literal_eval(node)
 
 
 def check_parameters(path: Path, given: Mapping[str, Any]) -> None:
