@@ -23,6 +23,18 @@ _TAKEN = {*FILES, "avg", "pooled", "default"}
 """Names that a benchmark of one's own can't have: those of the study's, and words of tables and profiles."""
 
 
+def profile_names() -> list[str]:
+    """The project's profiles."""
+    return sorted(p.stem for p in PROFILES.glob("*.yaml"))
+
+
+def folder_name(name: str) -> str:
+    """The name, which must be one for a folder. Raises ValueError."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name for a folder: letters, digits and '-_.+'")
+    return name
+
+
 class Profile(BaseModel):
     """The settings of a run; unknown keys are refused. Defaults are the paper's where it has one."""
 
@@ -121,9 +133,7 @@ class Profile(BaseModel):
     @field_validator("name")
     @classmethod
     def _folder(cls, name: str) -> str:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name for a folder: letters, digits and '-_.+'")
-        return name
+        return folder_name(name)
 
     @field_validator("teacher")
     @classmethod
@@ -164,8 +174,8 @@ class Profile(BaseModel):
         for name in self.variants:
             try:
                 self.variant(name)
-            except ValidationError as error:
-                raise ValueError(f"variants.{name}: {problems(error, Profile.model_fields)}") from None
+            except ValueError as error:
+                raise ValueError(f"variants.{name}: {error}") from None
         return self
 
     @property
@@ -218,11 +228,14 @@ class Profile(BaseModel):
             if mode not in get_args(TrainingMode):
                 raise ValueError(f"mode = {mode!r} is neither 'exact' nor 'activated'")
             settings["modes"] = {"default": [mode]}
-        return Profile.model_validate({**settings, **given})
+        try:
+            return Profile.model_validate({**settings, **given})
+        except ValidationError as error:
+            raise ValueError(problems(error, Profile.model_fields)) from None
 
     def named(self, name: str) -> Profile:
         """This profile as a run filed under another name, over the same store. Raises ValueError."""
-        if name == self.name:
+        if folder_name(name) == self.name:
             return self
         return Profile.model_validate({**self.model_dump(), "name": name, "store": self.store or self.name})
 
@@ -297,17 +310,13 @@ def load_profile(name: str, **overrides: Any) -> Profile:
     """
     path = sources.found(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.exists():
-        known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
-        raise ValueError(f"no profile {name!r}{meant(name, known)}; or name a YAML file")
+        raise ValueError(f"no profile {name!r}{meant(name, profile_names())}; or name a YAML file")
     read = read_yaml(path)
     try:
         profile = Profile.model_validate({"name": path.stem, **read})
     except ValidationError as error:
         raise ValueError(f"{path.name}: {problems(error, Profile.model_fields)}") from None
-    try:
-        return _located(profile.under(overrides), path.parent)
-    except ValidationError as error:
-        raise ValueError(problems(error, Profile.model_fields)) from None
+    return _located(profile.under(overrides), path.parent)
 
 
 def _located(p: Profile, folder: Path) -> Profile:

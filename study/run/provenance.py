@@ -50,8 +50,9 @@ def header(p: Profile, dtype: str, made: Mapping[str, Any], machines: Mapping[st
     heat = p.answer_temperature
     others = {m: stages for m, stages in machines.items() if m != made["machine"]}
     apart = "".join(f" · {', '.join(sorted(stages))}: {m}" for m, stages in sorted(others.items()))
+    run = f"`{p.name}` of profile `{p.store}`" if p.store else f"`{p.name}`"
     return (
-        f"**Run** `{p.name}`{f' of profile `{p.store}`' if p.store else ''} · model `{p.model}` ({model_hash(p.model)[:12]}, {dtype}) · "
+        f"**Run** {run} · model `{p.model}` ({model_hash(p.model)[:12]}, {dtype}) · "
         f"teacher `{p.teacher_name if p.teacher else 'none'}` · "
         f"samples: {counts} · seeds {p.seeds} · tools {p.tool_order} · τ = {p.tau} · K = {p.k} · "
         f"{p.epochs} epochs · SFT {p.sft_epochs or p.epochs} · "

@@ -76,7 +76,8 @@ class Results:
 
     def header(self) -> str:
         """How the run was made, as one Markdown paragraph."""
-        return f"{self._about['header']}  \n**Loaded** from `{self.folder.name}`, nothing computed here"
+        name = f" as `{self.profile.name}`" if self.profile.store else ""
+        return f"{self._about['header']}  \n**Loaded** from `{self.folder.name}`{name}, nothing computed here"
 
     def everything(self) -> Results:
         """This run as if it were asked for all samples of its benchmarks."""

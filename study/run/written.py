@@ -79,6 +79,9 @@ def problems(error: ValidationError, keys: Iterable[str]) -> str:
             found.append(f"no key {place!r}{meant(place, keys)}")
         else:
             said = problem["msg"].removeprefix("Value error, ").replace("\n", " ")
+            value = problem["input"]
+            if problem["type"] != "value_error" and isinstance(value, str | int | float):
+                said += f", not {repr(value)[:80]}"
             found.append(f"{place}: {said}" if place else said)
     return "; ".join(found)
 
