@@ -16,12 +16,16 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export PYTHONWARNINGS ?= ignore:IProgress not found
 # Through the environment, so that quotes in ARGS reach the notebook as they were typed.
 export TTSI_ARGS = $(ARGS)
+# What tables, figures and executed notebooks are filed under. As typed here only: some systems set a NAME.
+ifneq (,$(filter command,$(origin NAME)))
+export TTSI_NAME = $(NAME)
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce figures export plan notebook lab fetch test test-faults test-soak ray test-ray test-vllm bench lint clean
 
 help: ## this list
-	@echo "make TARGET [PROFILE=cpu|cpu-full|smoke]"
+	@echo "make TARGET [PROFILE=cpu|cpu-full|smoke|my.yaml] [NAME=my-run]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: .venv/.complete ## .venv with the pinned packages
@@ -43,12 +47,13 @@ export: setup ## what was run into results/PROFILE, its outputs into the noteboo
 plan: setup ## what `make reproduce` would compute, in time and disk
 	@$(PY) -c "import sys; from study.run.plan import plan; from study.run.study import Study; print(plan(Study(sys.argv[1])))" $(PROFILE)
 
-notebook: setup ## one analysis with other parameters: make notebook N=02 ARGS="benchmarks=['sealtool'] n=8"
+notebook: setup ## one analysis with other parameters, into figures/PROFILE-changed or figures/NAME: make notebook N=02 ARGS="n=8"
 	@$(if $(N),,$(error say which one, e.g. make notebook N=02))
 	@$(PY) -m study.notebooks run $(N) --profile $(PROFILE)
 
-lab: setup ## the notebooks in JupyterLab
-	@$(PY) -m jupyterlab notebooks
+lab: export TTSI_NAME ?= lab
+lab: setup ## the project in JupyterLab; what its notebooks make goes into figures/lab, or figures/NAME
+	@$(PY) -m jupyterlab --ServerApp.root_dir=$(CURDIR) --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 fetch: setup ## models and data of the default profile, ahead of time
 	@$(PY) -m study.data.sources fetch default

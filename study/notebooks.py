@@ -1,20 +1,21 @@
 """Runs the notebooks in order, through papermill, with this interpreter: `python -m study.notebooks`.
 
     reproduce --profile cpu                           all notebooks, the plan first
-    run 02 --profile cpu benchmarks=['sealtool'] n=8  one notebook with other parameters
+    run 02 --profile cpu benchmarks=['sealtool'] n=8  one notebook with other parameters, an estimate first
     reproduce --profile cpu --from results/cpu        the same, going on from an exported run
     figures --from results/cpu                        tables and figures of an exported run: no model, no data
     export --profile cpu                              what was run into results/cpu, ready to be committed
     keep --profile cpu [01 02 …]                      the outputs of a finished run into the notebooks
     list                                              the notebooks and their parameters
 
-Executed copies go to runs/<profile>/. A notebook that fails leaves none and ends the run.
+Executed copies go to runs/<name>/, tables and figures to figures/<name>/. The name is the profile's or, where
+parameters are changed, `<profile>-changed`; TTSI_NAME sets another. A notebook that fails leaves no copy and
+ends the run.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import hashlib
 import json
@@ -38,24 +39,24 @@ from papermill.exceptions import PapermillExecutionError
 from study.analysis.tables import write
 from study.data import sources
 from study.run import results
-from study.run.config import load_profile
+from study.run.asked import opened, with_own_data
+from study.run.config import folder_name, load_profile, profile_names
 from study.run.export import export as export_to
 from study.run.export import load_into
+from study.run.plan import estimate
 from study.run.plan import plan as plan_of
 from study.run.store import StoreError
 from study.run.study import Study
+from study.run.written import WrongParameter, read_parameters
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 RESULTS = Path("results")
-ARGS = "TTSI_ARGS"
-_EXPECTED = {"StoreError", "Unavailable", "WrongBytes"}  # their messages say all there is to say
+ARGS, NAME = "TTSI_ARGS", "TTSI_NAME"
+_EXPECTED = {"BrokenData", "StoreError", "Unavailable", "WrongBytes"}
+"""Errors whose messages say all there is to say."""
 _KERNEL = "ttsi-this-python"
 _EMPTY = "from study.run import engines\nengines.keep_models()\nget_ipython().reset()"
 _ANSI = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
-
-
-class WrongParameter(ValueError):
-    """A parameter that the notebook doesn't have, or that can't be read; the message lists the right ones."""
 
 
 def notebooks() -> list[Path]:
@@ -72,69 +73,6 @@ def find(number: str) -> Path:
     raise WrongParameter(f"no notebook {number!r}; there are {', '.join(p.stem for p in notebooks())}")
 
 
-def read_parameters(text: str) -> dict[str, Any]:
-    """Parameters from 'key=value key=value': values are Python literals, any other word is a string.
-
-    A value may hold spaces inside quotes or brackets. Raises WrongParameter for what can't be read,
-    as happens to ['sealtool'] when a shell has eaten its quotes.
-    """
-    given, rest = {}, text.strip()
-    while rest:
-        found = re.match(r"([A-Za-z_]\w*)=(?=\S)", rest)
-        end = _end_of_value(rest, found.end()) if found else 0
-        if not found or not end:
-            raise WrongParameter(f"can't read {rest!r}: write key=value, e.g. n=8 benchmarks=['sealtool']")
-        given[found[1]] = _value(found[1], rest[found.end() : end])
-        rest = rest[end:].lstrip()
-    return given
-
-
-def _end_of_value(text: str, start: int) -> int:
-    """Where a value ends: at a space outside quotes and brackets. 0 for one that is left open."""
-    depth, quote, at = 0, "", start
-    while at < len(text) and (quote or depth or not text[at].isspace()):
-        char = text[at]
-        if quote:
-            at += char == "\\"
-            quote = "" if char == quote else quote
-        elif char in "'\"":
-            quote = char
-        else:
-            depth += (char in "[({") - (char in "])}")
-        at += 1
-    return 0 if quote or depth else at
-
-
-def _value(key: str, text: str) -> Any:
-    try:
-        return _literal(ast.parse(text, mode="eval").body)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        if text[0] in "[{('\"":
-            raise WrongParameter(
-                f"{key}={text} is not a Python literal; quote it so that the shell leaves it"
-            ) from None
-        return text
-
-
-def _literal(node: ast.expr) -> Any:
-    """What a literal says, products and powers of whole numbers (`10**3`) worked out. Nothing is run."""
-    match node:
-        case ast.List(elts=parts):
-            return [_literal(part) for part in parts]
-        case ast.Tuple(elts=parts):
-            return tuple(map(_literal, parts))
-        case ast.Dict(keys=keys, values=values) if all(keys):
-            return {_literal(k): _literal(v) for k, v in zip(keys, values, strict=True) if k}
-        case ast.BinOp(left=left, op=ast.Mult() | ast.Pow() as op, right=right):
-            one, other = _literal(left), _literal(right)
-            if type(one) is not int or type(other) is not int or not 0 <= other < 10**6 or abs(one) > 10**6:
-                raise ValueError("arithmetic of other things than small whole numbers")
-            if isinstance(op, ast.Pow) and other * one.bit_length() > 64:
-                raise ValueError("a power beyond 64 bits")
-            return one * other if isinstance(op, ast.Mult) else one**other
-    return ast.literal_eval(node)
-
-
 def check_parameters(path: Path, given: Mapping[str, Any]) -> None:
     """Nothing; raises WrongParameter, with the notebook's own parameters, if it lacks one of these."""
     known = papermill.inspect_notebook(path)
@@ -144,8 +82,29 @@ def check_parameters(path: Path, given: Mapping[str, Any]) -> None:
         raise WrongParameter(f"{path.stem} has no parameter {', '.join(wrong)}; it has\n{right}")
 
 
-def execute(path: Path, parameters: Mapping[str, Any], kernel: AsyncKernelManager) -> Path:
-    """Path of the executed copy, runs/<profile>/<name>; written only once every cell has run.
+def changes(path: Path, parameters: Mapping[str, Any]) -> list[str]:
+    """The parameters that are not the notebook's own, as they are written; profile and source are free."""
+    known, found = papermill.inspect_notebook(path), []
+    for key, value in parameters.items():
+        default = read_parameters(f"{key}={known[key]['default']}")[key] if key in known else None
+        if key not in ("profile", "source") and value != default:
+            found.append(f"{key}={value!r}")
+    return found
+
+
+def filed_under(base: str, changed: bool) -> str:
+    """What a run is filed under: TTSI_NAME, else its profile's name, or one beside that where it is changed.
+
+    Raises WrongParameter for the name of a profile that this run is not, ValueError for what is no name.
+    """
+    name = os.environ.get(NAME) or f"{base}{'-changed' * changed}"
+    if (changed or name != base) and name in profile_names():
+        raise WrongParameter(f"NAME={name} is a profile's, whose tables and figures this run would replace")
+    return folder_name(name)
+
+
+def execute(path: Path, parameters: Mapping[str, Any], kernel: AsyncKernelManager, name: str) -> Path:
+    """Path of the executed copy, runs/<name>/<notebook>; written only once every cell has run.
 
     The kernel is started if it isn't running, else emptied, and left running for the next notebook.
     Raises WrongParameter before anything runs, PapermillExecutionError where a cell fails.
@@ -160,8 +119,7 @@ def execute(path: Path, parameters: Mapping[str, Any], kernel: AsyncKernelManage
     for cell in notebook.cells:
         if cell["cell_type"] == "code":
             cell["outputs"] = [o for o in map(_without_progress, cell["outputs"]) if o]
-    to: Path = sources.runs_dir() / Path(str(parameters["profile"])).stem / path.name
-    return write(to, nbformat.writes(notebook).encode())  # type: ignore[no-untyped-call]
+    return write(sources.runs_dir() / name / path.name, nbformat.writes(notebook).encode())  # type: ignore[no-untyped-call]
 
 
 async def _empty(kernel: AsyncKernelManager) -> None:
@@ -192,19 +150,26 @@ def sources_hash(notebook: Any) -> str:
     return hashlib.sha256(json.dumps(cells, ensure_ascii=False).encode()).hexdigest()
 
 
-def keep_outputs(profile: str, numbers: Sequence[str] = ()) -> list[Path]:
-    """The notebooks that now carry the outputs of a profile's executed copies, ready to be committed.
+def keep_outputs(name: str, numbers: Sequence[str] = ()) -> list[Path]:
+    """The notebooks that now carry the outputs of a run's executed copies, ready to be committed.
 
-    numbers: which of them; all unless told otherwise. Their cells stay as they are; the hash of their
-    sources goes into the metadata. Raises ValueError for a copy whose cells are no longer the notebook's:
-    run it again first.
+    numbers: which of them; unless told otherwise all, less those that carry another run's. Their cells stay
+    as they are; the run's name and the hash of their sources go into the metadata. Raises ValueError, and
+    writes nothing, for a copy whose cells are no longer the notebook's, or whose parameters were others: what
+    it shows is not what its notebook says.
     """
-    kept = []
+    kept = {}
     for path in map(find, numbers) if numbers else notebooks():
-        executed = sources.runs_dir() / profile / path.name
+        executed = sources.runs_dir() / name / path.name
         if not executed.exists():
             continue
         notebook, copy = (nbformat.read(p, 4) for p in (path, executed))  # type: ignore[no-untyped-call]
+        carried = notebook.metadata.get("ttsi", {}).get("profile", name)
+        if carried != name and not numbers:
+            print(f"{path.name} keeps the outputs of {carried}; N={path.stem[:2]} replaces them")
+            continue
+        if others := changes(path, copy.metadata.get("papermill", {}).get("parameters", {})):
+            raise ValueError(f"{executed} was run with {', '.join(others)}: no outputs of its notebook's")
         done = {c["id"]: c for c in copy.cells}
         for cell in notebook.cells:
             other = done.get(cell["id"])
@@ -212,9 +177,9 @@ def keep_outputs(profile: str, numbers: Sequence[str] = ()) -> list[Path]:
                 raise ValueError(f"{path.name} has changed since {executed} was run: run it again")
             if cell["cell_type"] == "code":
                 cell["outputs"], cell["execution_count"] = other["outputs"], other["execution_count"]
-        notebook.metadata["ttsi"] = {"profile": profile, "sources": sources_hash(notebook)}
-        kept.append(write(path, nbformat.writes(notebook).encode()))  # type: ignore[no-untyped-call]
-    return kept
+        notebook.metadata["ttsi"] = {"profile": name, "sources": sources_hash(notebook)}
+        kept[path] = nbformat.writes(notebook).encode()  # type: ignore[no-untyped-call]
+    return [write(path, content) for path, content in kept.items()]
 
 
 @contextlib.contextmanager
@@ -241,27 +206,40 @@ def this_kernel() -> Iterator[AsyncKernelManager]:
             os.environ.update(before)
 
 
-def run_all(paths: Sequence[Path], parameters: Mapping[str, Any]) -> None:
+def run_all(paths: Sequence[Path], parameters: Mapping[str, Any], name: str) -> None:
     """Runs the notebooks one after the other, says which and how long; raises like `execute`.
 
-    All in one kernel, emptied in between: to import everything anew takes longer than most of them.
+    name: what the run is filed under. All in one kernel, emptied in between: to import everything anew takes
+    longer than most of them.
     """
     for path in paths:
         check_parameters(path, parameters)
     began = time.monotonic()
     with this_kernel() as kernel:
+        os.environ[NAME] = name
         for number, path in enumerate(paths, 1):
             start = time.monotonic()
             print(f"[{number}/{len(paths)}] {path.stem} …", flush=True)
-            copy = execute(path, parameters, kernel)
+            copy = execute(path, parameters, kernel, name)
             print(
                 f"[{number}/{len(paths)}] {path.stem} done in {time.monotonic() - start:.0f} s: {copy}",
                 flush=True,
             )
-    folder = sources.figures_dir() / Path(str(parameters["profile"])).stem
-    print(
-        f"{len(paths)} notebooks in {(time.monotonic() - began) / 60:.1f} min; tables and figures: {folder}"
-    )
+    took = f"{len(paths)} notebook{'s' * (len(paths) > 1)} in {(time.monotonic() - began) / 60:.1f} min"
+    folder = sources.figures_dir() / name
+    print(f"{took}; tables and figures: {folder}" if folder.exists() else f"{took}; no table and no figure")
+
+
+def run_one(path: Path, parameters: Mapping[str, Any]) -> None:
+    """Runs a notebook once its parameters are checked, by name and by value, and its estimate is printed."""
+    check_parameters(path, parameters)
+    source = parameters.get("source")
+    base = results.Results(sources.found(source)).profile if source else load_profile(parameters["profile"])
+    name = filed_under(base.name, changed=bool(changes(path, parameters)))
+    study = opened(parameters)
+    if isinstance(study, Study) and "n" in papermill.inspect_notebook(path):
+        print(estimate(study), flush=True)
+    run_all([path], with_own_data(parameters, study.profile, name), name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -298,15 +276,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     *(f"  {p['name']}={p['default']}" for p in papermill.inspect_notebook(path).values()),
                 )
         elif asked.command == "keep":
-            for path in keep_outputs(asked.profile, asked.numbers):
+            for path in keep_outputs(load_profile(asked.profile).name, asked.numbers):
                 print(path)
         elif asked.command == "run":
             given = read_parameters(os.environ.get(ARGS, "")) | read_parameters(" ".join(rest))
-            run_all([find(asked.number)], {"profile": asked.profile} | given)
+            run_one(find(asked.number), {"profile": asked.profile} | given)
         elif asked.command == "figures":
             source = asked.source or RESULTS / "cpu"
             name = results.Results(source).profile.name
-            run_all(notebooks(), {"profile": name, "source": str(source.absolute())})
+            given = {"profile": name, "source": str(source.absolute())}
+            run_all(notebooks(), given, filed_under(name, changed=False))
         elif asked.command == "export":
             study = Study(load_profile(asked.profile))
             folder = export_to(study, asked.to or RESULTS / study.profile.name)
@@ -314,11 +293,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{len(study.records())} records and what they come from: {folder}, {size / 1e6:.1f} MB")
         else:
             study = Study(load_profile(asked.profile))
+            name = filed_under(study.profile.name, changed=False)
             if asked.source:
                 load_into(study.store.path, asked.source)
             print(plan_of(study), flush=True)
             study.fetch()
-            run_all(notebooks(), {"profile": asked.profile})
+            run_all(notebooks(), {"profile": asked.profile}, name)
     except PapermillExecutionError as error:
         if error.ename in _EXPECTED:
             print(error.evalue, file=sys.stderr)

@@ -169,7 +169,7 @@ def test_a_broken_bfcl_record_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         sources, "bfcl_file", lambda category, answers: json.dumps(row).encode() * (not answers)
     )
-    with pytest.raises(BrokenData, match="BFCL multiple: record 0: KeyError"):
+    with pytest.raises(BrokenData, match="BFCL multiple: record 0: field 'ground_truth' is no list of calls"):
         load("bfcl")
 
 

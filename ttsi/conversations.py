@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ttsi.call_forms import read_calls
@@ -45,6 +45,12 @@ def read_messages(query: Any, field: str = "query") -> Iterator[Message]:
         for speaker, text in _parts(content, role, past, place):
             if text.strip() or speaker == "tool":
                 yield Message(speaker, text)
+
+
+def is_assistant(turn: Mapping[str, Any]) -> bool:
+    """Whether the assistant is said to speak in a turn."""
+    said = turn.get("role", turn.get("from"))
+    return isinstance(said, str) and _ROLES.get(said.lower()) == "assistant"
 
 
 def _parts(content: Any, role: Role, past: list[Any], place: str) -> Iterator[tuple[Role, str]]:

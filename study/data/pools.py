@@ -1,13 +1,15 @@
 """Training pools: labelled samples that may be learnt from, never those of a test.
 
-In domain: the benchmark's own training split, which only SealTool (and the fixture) has. Out of domain: BFCL,
-as a stand-in for the paper's xLAM, which is gated; never where BFCL is what is tested.
+In domain: the benchmark's own training split, which only SealTool (and the fixture) has, and what a profile
+names beside a benchmark of its own. Out of domain: BFCL, as a stand-in for the paper's xLAM, which is gated;
+never where BFCL is what is tested.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -27,6 +29,12 @@ class NoPool(ValueError):
     """A benchmark has no pool of the asked kind; the message says so."""
 
 
+def add(benchmark: str, path: Path) -> None:
+    """Makes a file of records the pool of an added benchmark. Raises what `benchmarks.add` raises."""
+    benchmarks.add(f"{benchmark}_train", path)
+    IN_DOMAIN[benchmark] = f"{benchmark}_train"
+
+
 def name(benchmark: str, kind: Literal["in", "out"]) -> str:
     """Which pool a benchmark learns from. Raises NoPool."""
     if kind == "in":
@@ -44,9 +52,21 @@ def load(
     """A benchmark's pool in a seeded order, so that its first n samples are nested in its first n + 1.
 
     calls: "single" keeps samples with one gold call. Samples with odd gold, without a call or with more than
-    eight tools are left out; tools are in the run seed's order. Raises NoPool, and what `benchmarks` raises.
+    eight tools are left out, and for an added benchmark those that ask what it asks; tools are in the run
+    seed's order. Raises NoPool, also where none is left, and what `benchmarks` raises.
     """
-    return list(_load(name(benchmark, kind), calls, seed))
+    found = _load(name(benchmark, kind), calls, seed)
+    if benchmarks.is_added(benchmark):  # whose files nobody has looked at
+        asked = {_folded(s.query.question) for s in benchmarks.load(benchmark)}
+        found = tuple(s for s in found if _folded(s.query.question) not in asked)
+    if not found:
+        raise NoPool(f"{benchmark}: no sample of its training pool can be learnt from")
+    return list(found)
+
+
+def _folded(text: str) -> str:
+    """A question as it is compared: words, without case."""
+    return " ".join(text.casefold().split())
 
 
 @cache

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from study.data import sources
+from study.data.benchmarks import FILES
+from study.run.written import counts_and_files, meant, problems, read_yaml
 from ttsi.method import THRESHOLDS, Filter, Method, Uncertain
 from ttsi.types import PAPER_SAMPLING, Layout, LoraSettings, Sampling
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
 Inference = Literal["direct", "majority", "pass@5"]
 TrainingMode = Literal["exact", "activated"]
+_NAME = re.compile(r"[A-Za-z0-9][\w .+-]*")
+_TAKEN = {*FILES, "avg", "pooled", "default"}
+"""Names that a benchmark of one's own can't have: those of the study's, and words of tables and profiles."""
+
+
+def profile_names() -> list[str]:
+    """The project's profiles."""
+    return sorted(p.stem for p in PROFILES.glob("*.yaml"))
+
+
+def folder_name(name: str) -> str:
+    """The name, which must be one for a folder. Raises ValueError."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name for a folder: letters, digits and '-_.+'")
+    return name
 
 
 class Profile(BaseModel):
@@ -24,13 +41,19 @@ class Profile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
+    """What tables, figures and executed notebooks are filed under."""
     model: str
     teacher: str | dict[str, Any] | None = None
     """Who writes the examples of `tt_d` and answers as `teacher`: a local model, or the settings of an
     endpoint (`engines.openai.Endpoint`)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    benchmarks: dict[str, int | None]
-    """Samples per benchmark: a prefix of one fixed permutation; null = all."""
+    benchmarks: dict[str, Annotated[int, Field(ge=0)] | None]
+    """Samples per benchmark: a prefix of one fixed permutation; null = all. One of your own is given by the
+    path of its records, or as {path: …, n: …}; the path then stands in `files`."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """Where benchmarks of your own lie, by name: see `study.data.own`."""
+    pools: dict[str, str] = Field(default_factory=dict)
+    """Where their training pools lie, in the same forms."""
     arms: list[str] | dict[str, list[str]] = ["base", "tt_si"]
     """The same for every benchmark, or per benchmark, "default" for those not named."""
     modes: dict[str, list[TrainingMode]] = Field(default_factory=dict)
@@ -44,6 +67,8 @@ class Profile(BaseModel):
     ("votes"), and for each tool the best call that names it ("whole")."""
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Runs beside this one, by name: the keys in which each differs."""
+    store: str = ""
+    """The profile whose stored results are used and added to, of a run that changes it; "" = its own."""
     seeds: list[int] = [0]
     uncertainty: Uncertain = "margin"
     """H: the paper's margin over the tools, or the likelihood of the base answer."""
@@ -110,11 +135,19 @@ class Profile(BaseModel):
             return value | {"tau": THRESHOLDS[value["uncertainty"]]}
         return value
 
-    @field_validator("benchmarks", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _counts(cls, value: Any) -> Any:
-        """A list of names means all samples of each."""
-        return dict.fromkeys(value) if isinstance(value, list) else value
+    def _own_files(cls, data: Any) -> Any:
+        """A list of names means all samples of each; paths of one's own go where they belong."""
+        if not isinstance(data, dict) or not isinstance(data.get("benchmarks"), dict | list):
+            return data
+        counts, files = counts_and_files(data["benchmarks"])
+        return {**data, "benchmarks": counts, "files": {**(data.get("files") or {}), **files}}
+
+    @field_validator("name")
+    @classmethod
+    def _folder(cls, name: str) -> str:
+        return folder_name(name)
 
     @field_validator("teacher")
     @classmethod
@@ -124,6 +157,20 @@ class Profile(BaseModel):
 
             Endpoint.model_validate(value)
         return value
+
+    @model_validator(mode="after")
+    def _benchmarks_known(self) -> Profile:
+        for name in self.files:
+            if name in _TAKEN or name.endswith("_train") or not _NAME.fullmatch(name):
+                raise ValueError(f"a benchmark of your own can't be called {name!r}")
+        for name in self.benchmarks:
+            if name not in FILES and name not in self.files:
+                path = f"one of your own needs a path: {{{name!r}: 'records.jsonl'}}"
+                raise ValueError(f"no benchmark {name!r}{meant(name, [*FILES, *self.files])}; {path}")
+        for name in self.pools:
+            if name not in self.files:
+                raise ValueError(f"pools.{name}: {name!r} is no benchmark of your own")
+        return self
 
     @model_validator(mode="after")
     def _engine_serves(self) -> Profile:
@@ -139,7 +186,10 @@ class Profile(BaseModel):
     def _variants_hold(self) -> Profile:
         """A variant that can't be read is found at once, not hours into a run."""
         for name in self.variants:
-            self.variant(name)
+            try:
+                self.variant(name)
+            except ValueError as error:
+                raise ValueError(f"variants.{name}: {error}") from None
         return self
 
     @property
@@ -172,20 +222,38 @@ class Profile(BaseModel):
         """This profile with other settings; an override of None changes nothing.
 
         `n` sets the number of samples of every benchmark, `benchmarks` keeps the named ones with the
-        profile's own counts, `mode` sets one training mode throughout. Raises ValueError for a wrong key.
+        profile's own counts (or the given ones, or those of a file), `mode` sets one training mode
+        throughout. Raises ValueError for a wrong key or value.
         """
         settings, given = self.model_dump(), {k: v for k, v in overrides.items() if v is not None}
         chosen = given.pop("benchmarks", None)
         if chosen is not None:
-            named = chosen if isinstance(chosen, dict) else {b: self.benchmarks.get(b) for b in chosen}
-            settings["benchmarks"] = named
+            counts, files = counts_and_files(chosen)
+            if not isinstance(chosen, dict):
+                counts = {b: self.benchmarks.get(b) for b in counts}
+            settings |= {"benchmarks": counts, "files": settings["files"] | files}
         if "n" in given:
-            settings["benchmarks"] = dict.fromkeys(settings["benchmarks"], given.pop("n"))
+            n = given.pop("n")
+            if not isinstance(n, int) or n < 0:
+                raise ValueError(f"n = {n!r} is no number of samples: 0 or more")
+            settings["benchmarks"] = dict.fromkeys(settings["benchmarks"], n)
         if "mode" in given:
-            settings["modes"] = {"default": [given.pop("mode")]}
+            mode = given.pop("mode")
+            if mode not in get_args(TrainingMode):
+                raise ValueError(f"mode = {mode!r} is neither 'exact' nor 'activated'")
+            settings["modes"] = {"default": [mode]}
         if given.get("uncertainty", self.uncertainty) != self.uncertainty:
             del settings["tau"]  # it was the other's
-        return Profile.model_validate({**settings, **given})
+        try:
+            return Profile.model_validate({**settings, **given})
+        except ValidationError as error:
+            raise ValueError(problems(error, Profile.model_fields)) from None
+
+    def named(self, name: str) -> Profile:
+        """This profile as a run filed under another name, over the same store. Raises ValueError."""
+        if folder_name(name) == self.name:
+            return self
+        return Profile.model_validate({**self.model_dump(), "name": name, "store": self.store or self.name})
 
     @property
     def teacher_name(self) -> str:
@@ -259,54 +327,25 @@ def load_profile(name: str, **overrides: Any) -> Profile:
     Raises ValueError, in one line that names file and place, for an unknown profile or key, for what is no
     profile, and for a key given twice.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
+    path = sources.found(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.exists():
-        known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
-        raise ValueError(f"no profile {name!r}; there are {', '.join(known)}")
+        raise ValueError(f"no profile {name!r}{meant(name, profile_names())}; or name a YAML file")
+    read = read_yaml(path)
     try:
-        read = _OneOfEach(path.read_bytes()).get_single_data()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ValueError(f"{path}:{where} {what}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: can't be read: {error}".splitlines()[0]) from None
-    if not isinstance(read, dict) or not all(isinstance(key, str) for key in read):
-        said = "is empty" if read is None else "holds no keys with values"
-        raise ValueError(f"{path}: {said}; a profile names a model and benchmarks at least")
-    try:
-        return Profile.model_validate({"name": path.stem, **read}).under(overrides)
+        profile = Profile.model_validate({"name": path.stem, **read})
     except ValidationError as error:
-        raise ValueError(f"{path.name}: {_problems(error)}") from None
+        raise ValueError(f"{path.name}: {problems(error, Profile.model_fields)}") from None
+    return _located(profile.under(overrides), path.parent)
 
 
-def _problems(error: ValidationError) -> str:
-    """What pydantic finds wrong, in one line; unknown keys with the one that may be meant."""
-    found = []
-    for problem in error.errors():
-        place = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(place, Profile.model_fields, 1)
-            meant = (
-                f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(Profile.model_fields)}"
-            )
-            found.append(f"no key {place!r}{meant}")
-        else:
-            said = problem["msg"].removeprefix("Value error, ").replace("\n", " ")
-            found.append(f"{place}: {said}" if place else said)
-    return "; ".join(found)
-
-
-class _OneOfEach(yaml.SafeLoader):
-    """Plain YAML, but a key that is given twice is an error, not the second value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark
-                )
-            seen.add(key.value if isinstance(key.value, str) else id(key))
-        return super().construct_mapping(node, deep)
+def _located(p: Profile, folder: Path) -> Profile:
+    """The profile with the whole paths of its files, which may lie beside it. Raises ValueError for none."""
+    whole: dict[str, dict[str, str]] = {}
+    for kind, given in {"files": p.files, "pools": p.pools}.items():
+        whole[kind] = {}
+        for name, path in given.items():
+            found = sources.found(path, folder)
+            if not found.is_file():
+                raise ValueError(f"{kind.replace('files', 'benchmarks')}.{name}: there is no file {path!r}")
+            whole[kind][name] = str(found.absolute())
+    return p.model_copy(update=whole)

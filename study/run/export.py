@@ -60,12 +60,17 @@ def export(study: Study, folder: Path) -> Path:
     made = {
         "header": study.header(),
         "context": study.context,
-        "profile": study.profile.model_dump(),
+        "profile": study.profile.model_dump() | _names(study.profile.files, study.profile.pools),
         "missing": study.missing,
         "lacking": [[*key, why] for key, why in study.lacking.items()],
     }
     (folder / "header.json").write_text(json.dumps(made, indent=1) + "\n")
     return folder
+
+
+def _names(files: Mapping[str, str], pools: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The names of one's own files, without the folders of this machine."""
+    return {k: {b: Path(p).name for b, p in f.items()} for k, f in {"files": files, "pools": pools}.items()}
 
 
 def _write(table: pd.DataFrame, path: Path) -> None:

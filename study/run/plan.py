@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from study.analysis.tables import paper
 from study.run import arms
 from study.run.arms import SCORES, Step
+from study.run.config import Profile
 from study.run.stages import Remembered
 from study.run.store import settings_hash
 from study.run.study import Study
@@ -162,14 +163,50 @@ class DryRun(Remembered):
         return {i: d if d.value is not None else stand_in for i, d in found.items()}
 
 
+def estimate(study: Study) -> str:
+    """The plan in one line, for what runs a part of it: at most so long. Loads no model."""
+    _, seconds = _lacking(study, set(study.profile.benchmarks))
+    return (
+        f"Estimated {_time(study.profile, seconds)} at most: all that profile {study.profile.name} still "
+        f"lacks under these parameters, of which a notebook may want a part; results: {study.store.path}"
+    )
+
+
+def _time(p: Profile, seconds: float) -> str:
+    if p.engine == "vllm":
+        return f"{seconds / 3600:.0f} GPU-hours (at the paper's rates on an A40, one sample at a time)"
+    return f"{seconds / 60:.0f} minutes"
+
+
 def plan(study: Study) -> str:
     """Stages × samples × seeds of a study and its variants, with minutes and disk. Loads no model."""
-    p, lines, seconds = study.profile, [], 0.0
+    p = study.profile
+    lines, seconds = _lacking(study)
+    models = dict.fromkeys([p.model, *(v.model for v in map(p.variant, p.variants))])
+    if isinstance(p.teacher, str):
+        models[p.teacher] = None
+    disk = sum(_DISK_GB.get(m, 1.5) for m in models)
+    text = "\n".join(lines)
+    counts = ", ".join(f"{b} {'all' if n is None else n}" for b, n in p.benchmarks.items())
+    return (
+        f"Plan of profile {p.name}: engine {p.engine}, model {p.model} ({study.dtype}), "
+        f"teacher {p.teacher_name or 'none'}, arms {', '.join(p.arm_names)}, samples: {counts}, "
+        f"seeds {p.seeds}\n"
+        f"{text}\n"
+        f"Estimated {_time(p, seconds)} after set-up and download; results: {study.store.path}\n"
+        f"Disk: about {disk:.1f} GB for the models and their cache, "
+        f"{shutil.disk_usage('.').free / 1e9:.0f} GB free"
+    )
+
+
+def _lacking(study: Study, only: Container[str] | None = None) -> tuple[list[str], float]:
+    """A line for each stage of a study and its variants, and its seconds in all; `only` of benchmarks."""
+    lines, seconds = list[str](), 0.0
     counted: set[tuple[Any, ...]] = set()  # what a variant has in common with others counts once
-    for part in (study, *map(study.variant, p.variants)):
+    for part in (study, *map(study.variant, study.profile.variants)):
         if part.variant_name:
             lines.append(f"  variant {part.variant_name}")
-        for benchmark in part.profile.benchmarks:
+        for benchmark in (b for b in part.profile.benchmarks if only is None or b in only):
             for seed in part.profile.seeds:
                 if not part.samples(benchmark, seed):
                     why = part.missing.get(benchmark, "no sample asked for")
@@ -182,24 +219,7 @@ def plan(study: Study) -> str:
                         f"{line.stored:5.0f} stored, about {line.seconds / 60:5.1f} min to compute"
                     )
                 lines += [f"  {b}: {a} {why}" for (b, a), why in part.lacking.items() if b == benchmark]
-    models = dict.fromkeys([p.model, *(v.model for v in map(p.variant, p.variants))])
-    if isinstance(p.teacher, str):
-        models[p.teacher] = None
-    disk = sum(_DISK_GB.get(m, 1.5) for m in models)
-    text = "\n".join(lines)
-    time = f"{seconds / 60:.0f} minutes"
-    if p.engine == "vllm":
-        time = f"{seconds / 3600:.0f} GPU-hours (at the paper's rates on an A40, one sample at a time)"
-    counts = ", ".join(f"{b} {'all' if n is None else n}" for b, n in p.benchmarks.items())
-    return (
-        f"Plan of profile {p.name}: engine {p.engine}, model {p.model} ({study.dtype}), "
-        f"teacher {p.teacher_name or 'none'}, arms {', '.join(p.arm_names)}, samples: {counts}, "
-        f"seeds {p.seeds}\n"
-        f"{text}\n"
-        f"Estimated {time} after set-up and download; results: {study.store.path}\n"
-        f"Disk: about {disk:.1f} GB for the models and their cache, "
-        f"{shutil.disk_usage('.').free / 1e9:.0f} GB free"
-    )
+    return lines, seconds
 
 
 def _dry_run(study: Study, benchmark: str, seed: int, counted: set[tuple[Any, ...]]) -> dict[str, Line]:

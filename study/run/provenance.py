@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from study.data import benchmarks
 from study.data.models import model_hash
 from study.run.config import Profile
 from ttsi import __version__
@@ -45,12 +46,13 @@ def header(p: Profile, dtype: str, made: Mapping[str, Any], machines: Mapping[st
     made: the run's `context`. machines: those that made its results, with the stages of each.
     """
     versions = ", ".join(f"{k} {v}" for k, v in made["versions"].items())
-    counts = ", ".join(f"{b} {'all' if n is None else n}" for b, n in p.benchmarks.items())
+    counts = ", ".join(f"{b} {'all' if n is None else n}{_file(p, b)}" for b, n in p.benchmarks.items())
     heat = p.answer_temperature
     others = {m: stages for m, stages in machines.items() if m != made["machine"]}
     apart = "".join(f" · {', '.join(sorted(stages))}: {m}" for m, stages in sorted(others.items()))
+    run = f"`{p.name}` of profile `{p.store}`" if p.store else f"`{p.name}`"
     return (
-        f"**Run** `{p.name}` · model `{p.model}` ({model_hash(p.model)[:12]}, {dtype}) · "
+        f"**Run** {run} · model `{p.model}` ({model_hash(p.model)[:12]}, {dtype}) · "
         f"teacher `{p.teacher_name if p.teacher else 'none'}` · "
         f"samples: {counts} · seeds {p.seeds} · tools {p.tool_order} · τ = {p.tau} · K = {p.k} · "
         f"{p.epochs} epochs · SFT {p.sft_epochs or p.epochs} · "
@@ -58,6 +60,13 @@ def header(p: Profile, dtype: str, made: Mapping[str, Any], machines: Mapping[st
         f"commit `{made['commit']}`  \n"
         f"**Machine** {made['machine']}{apart} · {versions}"
     )
+
+
+def _file(p: Profile, benchmark: str) -> str:
+    """What a benchmark of one's own was read from."""
+    if benchmark not in p.files:
+        return ""
+    return f" (`{Path(p.files[benchmark]).name}`, {benchmarks.fingerprint(benchmark)[:12]})"
 
 
 def commit() -> str:

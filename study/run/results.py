@@ -28,6 +28,7 @@ _SELECTING = {
     "seeds",
     "variants",
     "name",
+    "store",
     "batch",
     "threads",
     "bank",
@@ -75,7 +76,13 @@ class Results:
 
     def header(self) -> str:
         """How the run was made, as one Markdown paragraph."""
-        return f"{self._about['header']}  \n**Loaded** from `{self.folder.name}`, nothing computed here"
+        name = f" as `{self.profile.name}`" if self.profile.store else ""
+        return f"{self._about['header']}  \n**Loaded** from `{self.folder.name}`{name}, nothing computed here"
+
+    def everything(self) -> Results:
+        """This run as if it were asked for all samples of its benchmarks."""
+        whole = dict.fromkeys(self.profile.benchmarks)
+        return Results(self.folder, self.profile.model_copy(update={"benchmarks": whole}), self.variant_name)
 
     def variant(self, name: str) -> Results:
         """The run beside this one under the profile's variant settings."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -47,11 +48,19 @@ def open_study(profile: str, source: str | Path | None = None, **overrides: Any)
     """A study to run, or with `source` (a folder of committed results) one to read: no model, no data files.
 
     Both answer `records`, `scores`, `examples_frame`, `embeddings_frame`, `header` and `variant` alike; on
-    results `run` and `score` do nothing. Raises ValueError for unknown settings or a folder without results.
+    results `run` and `score` do nothing. A run that overrides change is filed under a name of its own, and
+    leaves the profile's tables and figures alone: TTSI_NAME, or `<profile>-changed`. Raises ValueError for
+    unknown settings or a folder without results.
     """
+    opened: Study | Results
     if source:
-        return results.Results.under(Path(source), overrides)
-    return Study(profile, **overrides)
+        folder = sources.found(source)
+        whole, opened = results.Results(folder).profile, results.Results.under(folder, overrides)
+    else:
+        whole, opened = load_profile(profile), Study(profile, **overrides)
+    changed = whole.name if opened.profile == whole else f"{whole.name}-changed"
+    opened.profile = opened.profile.named(os.environ.get("TTSI_NAME") or changed)
+    return opened
 
 
 class Study:
@@ -61,6 +70,10 @@ class Study:
         self, profile: Profile | str, *, of: Study | None = None, store: Store | None = None, **overrides: Any
     ) -> None:
         self.profile = load_profile(profile, **overrides) if isinstance(profile, str) else profile
+        for name in self.profile.files.keys() & self.profile.benchmarks.keys():
+            benchmarks.add(name, Path(self.profile.files[name]))
+            if name in self.profile.pools:
+                pools.add(name, Path(self.profile.pools[name]))
         self.dtype = native_dtype() if self.profile.dtype == "auto" else self.profile.dtype
         self.variant_name = ""
         self._of = of
@@ -78,7 +91,7 @@ class Study:
     @property
     def folder(self) -> Path:
         """Where this run's store and adapters lie."""
-        return sources.runs_dir() / self.profile.name
+        return sources.runs_dir() / (self.profile.store or self.profile.name)
 
     # --- what is studied --------------------------------------------------------------------------------
 
