@@ -1,5 +1,9 @@
 # `make` lists the targets. Each one sets up .venv first if need be; a second run installs nothing.
 PROFILE ?= cpu
+# The committed records that `make reproduce` checks; FROM= empty: everything is computed. DRAW: the seed of the part.
+FROM ?= $(patsubst %/header.json,%,$(wildcard results/$(PROFILE)/header.json))
+MINUTES ?= 25
+DRAW ?= 0
 PYTHON ?= python3
 PY := .venv/bin/python
 # Models and data stay inside the project unless told otherwise: remove the folder and all is gone.
@@ -34,8 +38,8 @@ setup: .venv/.complete ## .venv with the pinned packages
 	@tools/setup.sh
 	@touch $@
 
-reproduce: setup ## every table and figure into figures/PROFILE; FROM=results/cpu goes on from an exported run
-	@$(PY) -m study.notebooks reproduce --profile $(PROFILE) $(if $(FROM),--from $(FROM))
+reproduce: setup ## every table and figure from the committed records, then MINUTES=25 of computing a part anew; FROM= computes all
+	@$(PY) -m study.notebooks reproduce --profile $(PROFILE) $(if $(LOAD),--load $(LOAD),$(if $(FROM),--from $(FROM) --minutes $(MINUTES) --draw $(DRAW)))
 
 figures: setup ## the same from committed records, FROM=results/PROFILE: no model, no data, a minute
 	@$(PY) -m study.notebooks figures --from $(or $(FROM),results/$(PROFILE))
@@ -44,7 +48,7 @@ export: setup ## what was run into results/PROFILE, its outputs into the noteboo
 	@$(PY) -m study.notebooks export --profile $(PROFILE)
 	@$(PY) -m study.notebooks keep --profile $(PROFILE) $(N)
 
-plan: setup ## what `make reproduce` would compute, in time and disk
+plan: setup ## what `make reproduce FROM=` would compute, in time and disk
 	@$(PY) -c "import sys; from study.run.plan import plan; from study.run.study import Study; print(plan(Study(sys.argv[1])))" $(PROFILE)
 
 notebook: setup ## one analysis with other parameters, into figures/PROFILE-changed or figures/NAME: make notebook N=02 ARGS="n=8"

@@ -1,9 +1,9 @@
 """Runs the notebooks in order, through papermill, with this interpreter: `python -m study.notebooks`.
 
-    reproduce --profile cpu                           all notebooks, the plan first
+    reproduce --profile cpu [--load results/cpu]      all notebooks, the plan first; on from an exported run
     run 02 --profile cpu benchmarks=['sealtool'] n=8  one notebook with other parameters, an estimate first
-    reproduce --profile cpu --from results/cpu        the same, going on from an exported run
     figures --from results/cpu                        tables and figures of an exported run: no model, no data
+    reproduce --from results/cpu --minutes 25         the same, then a part of it computed anew and compared
     export --profile cpu                              what was run into results/cpu, ready to be committed
     keep --profile cpu [01 02 …]                      the outputs of a finished run into the notebooks
     list                                              the notebooks and their parameters
@@ -38,7 +38,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from study.analysis.tables import write
 from study.data import sources
-from study.run import results
+from study.run import reproduction, results
 from study.run.asked import opened, with_own_data
 from study.run.config import folder_name, load_profile, profile_names
 from study.run.export import export as export_to
@@ -249,17 +249,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     reproduce = commands.add_parser("reproduce", help="all notebooks in order")
-    run = commands.add_parser(
-        "run", help=f"one notebook; key=value are its parameters, also read from {ARGS}"
-    )
+    run = commands.add_parser("run", help=f"one notebook; key=value: its parameters, also read from {ARGS}")
     run.add_argument("number", help="e.g. 02")
     figures = commands.add_parser("figures", help="all notebooks from an exported run, nothing computed")
     export = commands.add_parser("export", help="writes a run's records, without a benchmark's text")
     export.add_argument("--to", type=Path, help="folder; results/<profile> unless told otherwise")
     for command in (reproduce, run, export):
         command.add_argument("--profile", default="cpu")
-    for command in (reproduce, figures):
-        command.add_argument("--from", dest="source", type=Path, help="folder of an exported run")
+    figures.add_argument("--from", dest="source", type=Path, default=RESULTS / "cpu", help="an exported run")
+    reproduce.add_argument("--from", dest="source", type=Path, help="folder of an exported run to check")
+    reproduce.add_argument("--load", type=Path, help="folder of an exported run to go on from")
+    reproduce.add_argument("--minutes", type=float, default=25, help="with --from: spent on computing anew")
+    reproduce.add_argument("--draw", type=int, default=0, help="with --from: seed of what is computed anew")
     keep = commands.add_parser("keep", help="puts the outputs of a finished run into the notebooks")
     keep.add_argument("--profile", default="cpu")
     keep.add_argument("numbers", nargs="*", help="which notebooks, e.g. 01 02; all unless told otherwise")
@@ -281,21 +282,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif asked.command == "run":
             given = read_parameters(os.environ.get(ARGS, "")) | read_parameters(" ".join(rest))
             run_one(find(asked.number), {"profile": asked.profile} | given)
-        elif asked.command == "figures":
-            source = asked.source or RESULTS / "cpu"
-            name = results.Results(source).profile.name
-            given = {"profile": name, "source": str(source.absolute())}
-            run_all(notebooks(), given, filed_under(name, changed=False))
         elif asked.command == "export":
             study = Study(load_profile(asked.profile))
             folder = export_to(study, asked.to or RESULTS / study.profile.name)
             size = sum(path.stat().st_size for path in folder.iterdir())
             print(f"{len(study.records())} records and what they come from: {folder}, {size / 1e6:.1f} MB")
+        elif asked.source:
+            name = results.Results(asked.source).profile.name
+            of = {"profile": name, "source": str(asked.source.absolute())}
+            filed = filed_under(name, changed=False)
+            run_all(notebooks(), of, filed)
+            if asked.command == "reproduce" and asked.minutes:
+                here = reproduction.recompute(asked.source, asked.minutes, asked.draw)
+                run_all([find("12")], of, filed)
+                return 1 if reproduction.doubts(asked.source, here) else 0
         else:
             study = Study(load_profile(asked.profile))
             name = filed_under(study.profile.name, changed=False)
-            if asked.source:
-                load_into(study.store.path, asked.source)
+            if asked.load:
+                load_into(study.store.path, asked.load)
             print(plan_of(study), flush=True)
             study.fetch()
             run_all(notebooks(), {"profile": asked.profile}, name)
