@@ -18,7 +18,7 @@ export PYTHONWARNINGS ?= ignore:IProgress not found
 export TTSI_ARGS = $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce figures export plan notebook lab fetch test test-faults test-soak ray test-ray test-vllm bench lint clean
+.PHONY: help setup reproduce figures export plan notebook lab site fetch test test-faults test-soak ray test-ray test-vllm bench lint clean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=cpu|cpu-full|smoke]"
@@ -49,6 +49,9 @@ notebook: setup ## one analysis with other parameters: make notebook N=02 ARGS="
 
 lab: setup ## the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks
+
+site: setup ## all of it as pages in site/, to be opened from disk: nothing is fetched
+	@$(PY) -m study.site
 
 fetch: setup ## models and data of the default profile, ahead of time
 	@$(PY) -m study.data.sources fetch default
