@@ -36,7 +36,7 @@ class Site:
     """Pages that link to each other; what a page links to in the checkout becomes a page or a copy of it."""
 
     def __init__(self, to: Path, root: Path) -> None:
-        self.to, self.root = to.absolute(), root
+        self.to, self.root = to.resolve(), root.resolve()
         self.wanted: list[Path] = []  # files of the checkout that a page links to, in the order met
         self.templates = jinja2.Environment(
             loader=jinja2.PackageLoader("study.site"), autoescape=True, undefined=jinja2.StrictUndefined
@@ -72,8 +72,10 @@ class Site:
     def _front(self) -> None:
         notebooks = sorted((self.root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
         number = {path.name[:2]: path for path in notebooks}
-        questions = []
-        for told in front.tell(self.root / "figures"):
+        # Figures of a run that was not exported are a trial's.
+        runs = sorted(path.parent.name for path in self.root.glob("results/*/header.json"))
+        figures, questions = self.root / "figures", list[dict[str, object]]()
+        for told in front.tell([figures, *(figures / run for run in runs)]):
             asked, links = told.asked, []
             if (notebook := number.get(asked.notebook)) is not None:
                 links.append((f"Notebook {asked.notebook}", self._link(notebook)))
@@ -83,7 +85,7 @@ class Site:
             shown = self._link(picture) if picture and picture.exists() else ""
             questions.append({
                 "asks": asked.asks, "sentence": told.sentence, "intervals": told.intervals, "links": links,
-                "run": told.folder.name if told.folder and told.folder != self.root / "figures" else "",
+                "run": told.folder.name if told.folder and told.folder != figures else "",
                 "picture": shown, "alt": f"Figure to the question “{asked.asks}”: {told.sentence}",
             })  # fmt: skip
         docs = [self.root / "README.md", *sorted((self.root / "docs").glob("*.md"))]

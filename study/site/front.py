@@ -41,14 +41,14 @@ class Told:
     intervals: Sequence[Row]
 
 
-def tell(figures: Path) -> list[Told]:
-    """Every question with its answer. figures: folder with a folder for each run."""
-    return [_told(asked, figures) for asked in ASKED]
+def tell(folders: Sequence[Path]) -> list[Told]:
+    """Every question with its answer. folders: with tables and figures, one for each run."""
+    return [_told(asked, folders) for asked in ASKED]
 
 
-def _told(asked: Asked, figures: Path) -> Told:
+def _told(asked: Asked, folders: Sequence[Path]) -> Told:
     found = []
-    for path in sorted(figures.rglob(f"{asked.table}.csv")):
+    for path in filter(Path.exists, (folder / f"{asked.table}.csv" for folder in folders)):
         table = pd.read_csv(path)
         rows = table[table["n"].notna()] if "n" in table else table
         if len(rows):
@@ -148,9 +148,9 @@ def _threshold(table: pd.DataFrame, folder: Path) -> str:
         best = look.rows_of(rows.sort_values("difference", kind="stable"))[-1]
         told = int(((rows["difference_low"] > 0) | (rows["difference_high"] < 0)).sum())
         said.append(
-            f"{look.label(str(benchmark))}, {mode}: {told} of the {len(rows)} thresholds whose answers are all "
-            f"there can be told from base; the largest gain, too good since τ = {best['tau']:.2g} was chosen "
-            f"by it, is {look.spread(best, 'difference', sign='+')} points, n = {best['n']:g}"
+            f"{look.label(str(benchmark))}, {mode}: {told} of the {len(rows)} thresholds whose answers are "
+            f"all there can be told from base; the largest gain, too good since τ = {best['tau']:.2g} was "
+            f"chosen by it, is {look.spread(best, 'difference', sign='+')} points, n = {best['n']:g}"
         )
     return _sentence(*said)
 
@@ -187,7 +187,7 @@ def _synthetic(table: pd.DataFrame, folder: Path) -> str:
     row = look.rows_of(own)[-1]
 
     def share(name: str) -> str:
-        return look.bracket(*(row[f"{name}_{end}"] for end in ("share", "low", "high")), digits=0)
+        return look.bracket(row[f"{name}_share"], row[f"{name}_low"], row[f"{name}_high"], digits=0)
 
     return _sentence(
         f"of {count(row['examples'], 'example')} that the model wrote for {look.label(row['benchmark'])}, "

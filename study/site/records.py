@@ -98,7 +98,7 @@ def entry(base: Answers, made: Sequence[Answers], scores: pd.DataFrame) -> dict[
 
 
 def _verdicts(answers: Answers, like: pd.DataFrame) -> str:
-    tried = answers.tried.reindex_like(like).fillna(False).astype(bool)
+    tried = answers.tried.reindex_like(like).astype("boolean").fillna(False).astype(bool)
     correct = answers.correct.reindex_like(like)
     marks = np.select([~tried, correct.isna(), correct == 1], ["-", "x", "1"], "0")
     return "".join(marks.ravel())

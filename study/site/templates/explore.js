@@ -143,7 +143,7 @@ function start() {
       + `<line class="zero" x1="52" x2="622" y1="120" y2="120"/>`
       + `<line class="here" x1="${x(tau)}" x2="${x(tau)}" y1="20" y2="220"/>`
       + (here ? `<circle class="dot" cx="${x(tau)}" cy="${y(here.d.value)}" r="5"/>` : "")
-      + [most, 0, -most].map((v) => text(46, y(v) + 4, v ? signed(100 * v, 0) : "0", "end")).join("")
+      + [most, 0, -most].map((v) => text(46, y(v) + 4, v ? signed(100 * v) : "0", "end")).join("")
       + [0, 0.25, 0.5, 0.75, 1].map((t) => text(x(t), 238, t)).join("") + text(337, 256, "τ")
       + text(52, 12, "difference to base, points, 95 % interval", "start");
     at("chart").setAttribute("aria-label", there.length
