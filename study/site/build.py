@@ -160,8 +160,8 @@ class _Rendered(mistune.HTMLRenderer):
 
 
 def _title(source: Path) -> str:
-    """A document's first heading; its name if it has none."""
-    return next(_headings(source), source.stem)
+    """A document's first heading; its name and folder if it has none."""
+    return next(_headings(source), f"{source.stem}, {source.parent.name}")
 
 
 def _headings(source: Path) -> Iterator[str]:

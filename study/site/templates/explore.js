@@ -106,7 +106,7 @@ function start() {
     const e = entry(), tau = +at("tau").value, h = at("h").value;
     const r = evaluate(e, { h, tau, accept: accept() }, z);
     at("tau-value").textContent = tau > 1 ? "above 1: everyone" : tau.toFixed(2);
-    const share = r.rows ? ` (${((100 * r.needed) / r.rows).toFixed(0)} %)` : "";
+    const share = r.rows ? ` (${((100 * r.needed) / r.rows).toFixed(1)} %)` : "";
     at("base").textContent = `${percent(r.before)}, n = ${r.before.n}`;
     at("adapted").textContent = `${r.needed} of ${r.rows} answers${share}`
       + (accept() ? `; ${r.taken} adapted replies stand` : "");
@@ -125,21 +125,25 @@ function start() {
     draw(e, h, tau);
   }
 
-  /** The difference to base over all thresholds, with its interval; a gap where answers are missing. */
+  /** The difference to base over all thresholds, with its interval; bounds alone where answers are missing. */
   function draw(e, h, tau) {
     const grid = Array.from({ length: 102 }, (_, i) => i / 100);
-    const all = grid.map((t) => ({ t, d: evaluate(e, { h, tau: t, accept: accept() }, z).difference }));
+    const all = grid.map((t) => {
+      const r = evaluate(e, { h, tau: t, accept: accept() }, z);
+      return { t, d: r.difference, b: { low: r.bounds[0] - r.before.value, high: r.bounds[1] - r.before.value } };
+    });
     const there = all.filter((p) => p.d);
-    const most = Math.max(0.02, ...there.flatMap((p) => [Math.abs(p.d.low), Math.abs(p.d.high)]));
-    const x = (t) => 52 + (t / 1.01) * 570, y = (v) => 120 - (v / most) * 96;
-    const line = (list, end) => list.map((p) => `${x(p.t).toFixed(1)},${y(p.d[end]).toFixed(1)}`);
+    const most = Math.max(0.05, ...there.flatMap((p) => [Math.abs(p.d.low), Math.abs(p.d.high)]));
+    const x = (t) => 52 + (t / 1.01) * 570, y = (v) => 120 - Math.max(-1, Math.min(1, v / most)) * 96;
+    const line = (list, end, of = "d") => list.map((p) => `${x(p.t).toFixed(1)},${y(p[of][end]).toFixed(1)}`);
+    const band = (list, of, name) =>
+      `<polygon class="${name}" points="${[...line(list, "low", of), ...line(list, "high", of).reverse()].join(" ")}"/>`;
     const text = (px, py, s, anchor = "middle") => `<text x="${px}" y="${py}" text-anchor="${anchor}">${s}</text>`;
     const runs = [];
-    all.forEach((p, i) => p.d && (i && all[i - 1].d ? runs.at(-1).push(p) : runs.push([p])));
+    all.forEach((p, i) => (i && Boolean(all[i - 1].d) === Boolean(p.d) ? runs.at(-1).push(p) : runs.push([p])));
     const here = all.find((p) => Math.abs(p.t - tau) < 1e-9 && p.d);
-    at("chart").innerHTML = runs.map((run) =>
-      `<polygon class="band" points="${[...line(run, "low"), ...line(run, "high").reverse()].join(" ")}"/>`
-      + `<polyline class="line" points="${line(run, "value").join(" ")}"/>`).join("")
+    at("chart").innerHTML = runs.map((run) => !run[0].d ? band(run, "b", "bounds")
+      : band(run, "d", "band") + `<polyline class="line" points="${line(run, "value").join(" ")}"/>`).join("")
       + `<line class="zero" x1="52" x2="622" y1="120" y2="120"/>`
       + `<line class="here" x1="${x(tau)}" x2="${x(tau)}" y1="20" y2="220"/>`
       + (here ? `<circle class="dot" cx="${x(tau)}" cy="${y(here.d.value)}" r="5"/>` : "")
