@@ -230,7 +230,7 @@ def _draw_losses(axes: Axes, answer: Answer) -> None:
     steps = range(1, len(answer.losses) + 1)
     axes.plot(steps, answer.losses, "o-", color=_BAR)
     axes.set_xticks(steps)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
+    axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=(0, 1.1 * max(answer.losses, default=1)))
     axes.set(title="T: the example's loss" if answer.losses else "T: nothing was trained")
 
 
