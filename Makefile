@@ -26,7 +26,7 @@ export TTSI_NAME = $(NAME)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce figures export plan notebook lab fetch test test-faults test-soak ray test-ray test-vllm bench lint clean
+.PHONY: help setup reproduce figures export plan notebook lab site fetch test test-faults test-soak ray test-ray test-vllm bench lint clean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=cpu|cpu-full|smoke|my.yaml] [NAME=my-run]"
@@ -58,6 +58,9 @@ notebook: setup ## one analysis with other parameters, into figures/PROFILE-chan
 lab: export TTSI_NAME ?= lab
 lab: setup ## the project in JupyterLab; what its notebooks make goes into figures/lab, or figures/NAME
 	@$(PY) -m jupyterlab --ServerApp.root_dir=$(CURDIR) --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+
+site: setup ## all of it as pages in site/, to be opened from disk: nothing is fetched
+	@$(PY) -m study.site
 
 fetch: setup ## models and data of the default profile, ahead of time
 	@$(PY) -m study.data.sources fetch default

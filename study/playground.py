@@ -8,15 +8,16 @@ from __future__ import annotations
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import ipywidgets as widgets
+from IPython.display import Image, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.analysis.figures import COLOURS, style
-from study.data import benchmarks, fixture
+from study.data import benchmarks, fixture, sources
 from study.run.config import Profile
 from ttsi import estimator
 from ttsi.agent import Agent, Answer, Live
@@ -30,6 +31,9 @@ QUESTION = "How do I get from Rome to Oslo?"
 """A question that two of the tools below answer: nothing can be sure of it."""
 _TOOLS = ("find_train", "find_flight", "find_hotel", "find_restaurant")
 _NO_MODEL = "This run shows stored results and loads no model: run the notebook without `source`."
+_NO_QUESTION = "Type a question first: Enter asks it."
+_CHANGED = "The question or the tools have changed since: Enter asks anew."
+_FADED = "ttsi-faded"
 _WIDE = widgets.Layout(width="auto")
 _CODE = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;font-size:12px"
 
@@ -50,20 +54,23 @@ def settings(profile: Profile, mode: Literal["exact", "activated"]) -> dict[str,
         "retries": profile.retries,
         "answering": profile.direct_sampling,
         "writing": profile.synthesis_sampling,
+        "required": profile.answer_opening,
+        "layout": profile.layout,
         "seed": profile.seeds[0],
     }
 
 
 class Playground:
-    """Widgets around an `Agent`: show `view`, then type, press *Ask* and move τ.
+    """Widgets around an `Agent`: show `view`, then type, press Enter or *Ask*, and move τ.
 
-    engine: the model; None: nothing is computed, and the panel says so. settings: more of `Agent`'s, e.g.
-    `lora`. Moving τ computes what the new threshold asks for and hasn't been computed yet.
+    engine: the model, or what loads it when first asked; None: nothing is computed, and the panel says so.
+    settings: more of `Agent`'s, e.g. `lora`. Moving τ computes what the new threshold asks for and hasn't
+    been computed yet. Results fade while another question than theirs is typed.
     """
 
     def __init__(
         self,
-        engine: TorchEngine | None,
+        engine: TorchEngine | Callable[[], TorchEngine] | None,
         *,
         question: str = QUESTION,
         tools: str | None = None,
@@ -74,45 +81,79 @@ class Playground:
         self.engine, self.mode, self.settings = engine, mode, settings
         self.live: Live | None = None
         self.answer: Answer | None = None
+        self.asked: tuple[str, str] | None = None  # the tools and the question that the results are of
+        self.faded = False
+        self._stays: Any = None  # where `keep` showed the picture
         self.tools = widgets.Textarea(value=tools or default_tools(), rows=7, layout=_WIDE)
-        self.question = widgets.Text(value=question, layout=_WIDE, continuous_update=False)
+        self.question = widgets.Text(value=question, layout=_WIDE)
         self.tau = widgets.FloatSlider(
             value=tau, min=0, max=1, step=0.01, description="τ", continuous_update=False, layout=_WIDE
         )
         self.button = widgets.Button(description="Ask", button_style="primary")
         self.status = widgets.HTML()
         self.panes = {name: widgets.HTML(layout=_WIDE) for name in ("h", "g", "t", "answer")}
+        self.results = widgets.VBox([*self.panes.values()])
         self.button.on_click(lambda _: self.ask())
+        self.question.on_msg(self._enter)
+        for typed in (self.question, self.tools):
+            typed.observe(lambda _: self._fade(), names="value")
         self.tau.observe(lambda _: self._walk(), names="value")
         self.view = widgets.VBox(
             [
+                widgets.HTML(f"<style>.{_FADED} {{opacity: .35}}</style>"),
                 widgets.HTML("<b>Tools</b> (JSON Schema, or OpenAI's function format)"),
                 self.tools,
                 widgets.HTML("<b>Question</b>"),
                 self.question,
                 widgets.HBox([self.button, self.status]),
                 self.tau,
-                *self.panes.values(),
+                self.results,
             ],
             layout=widgets.Layout(max_width="900px"),
         )
 
     def ask(self) -> None:
         """Takes the tools and the question as they are typed now and runs Algorithm 1 on them."""
-        self.live = self.answer = None
+        self.live = self.answer = self.asked = None
         for pane in self.panes.values():
             pane.value = ""
-        if self.engine is None:
-            self.status.value = _text(_NO_MODEL)
-            return
+        self._fade()
         try:
-            paper: dict[str, Any] = {"uncertainty": "margin", "answer_with": "adapted", "filters": ()}
-            agent = Agent(self.engine, _read(self.tools.value), mode=self.mode, **paper | self.settings)
-            self.live = agent.open(self.question.value)
-        except ValueError as error:
-            self.status.value = _text(str(error))
+            self.live = self._open()
+        except (ValueError, sources.Unavailable, sources.WrongBytes) as error:
+            self._say(str(error))
+            self._draw()
             return
+        self.asked = self.tools.value, self.question.value
         self._walk()
+
+    def _enter(self, _: Any, message: dict[str, Any], __: Any) -> None:
+        if message.get("event") == "submit":
+            self.ask()
+
+    def _open(self) -> Live:
+        """The question that is typed, opened; the model is loaded if it isn't. Raises what `ask` shows."""
+        if self.engine is None:
+            raise ValueError(_NO_MODEL)
+        if not self.question.value.strip():
+            raise ValueError(_NO_QUESTION)
+        tools = _read(self.tools.value)
+        if callable(self.engine):
+            self._say("loading the model …")
+            self.engine = self.engine()
+        paper: dict[str, Any] = {"uncertainty": "margin", "answer_with": "adapted", "filters": ()}
+        agent = Agent(self.engine, tools, mode=self.mode, **paper | self.settings)
+        return agent.open(self.question.value)
+
+    def _fade(self) -> None:
+        """Results of another question than the one that is typed now stand back until it is asked."""
+        before, self.faded = self.faded, self.asked not in (None, (self.tools.value, self.question.value))
+        if self.faded:
+            self.results.add_class(_FADED)
+            self._say(_CHANGED)
+        elif before:
+            self.results.remove_class(_FADED)
+            self._say(_done(self.answer))
 
     def _walk(self) -> None:
         """Shows each stage as soon as it has run, then the answers before and after."""
@@ -135,14 +176,26 @@ class Playground:
                 self._say("the adapted model answers …")
             self.answer = live.answer(tau)
             self.panes["answer"].value = _answers(live, self.answer)
-            self._say(f"done: {'adapted' if self.answer.adapted else 'answered as it is'}")
+            self._say(_done(self.answer))
         except EngineError as error:
+            self.answer = None
             self._say(f"the machine failed: {error}")
         finally:
             self.button.disabled = False
+            self._fade()
+            self._draw()
 
     def _say(self, text: str) -> None:
         self.status.value = _text(text)
+
+    def keep(self) -> None:
+        """Shows the picture below a notebook's cell, where it follows every answer and stays."""
+        image = Image(self.picture())  # type: ignore[no-untyped-call]
+        self._stays = display(image, display_id=True)  # type: ignore[no-untyped-call]
+
+    def _draw(self) -> None:
+        if self._stays is not None:
+            self._stays.update(Image(self.picture()))  # type: ignore[no-untyped-call]
 
     def picture(self) -> bytes:
         """What H and T came to, as a PNG: what stays when the kernel behind the widgets is gone."""
@@ -151,6 +204,8 @@ class Playground:
             if self.answer is None:
                 figure.text(0.02, 0.5, _NO_MODEL if self.engine is None else "Nothing was answered.")
             else:
+                asked = self.asked[1] if self.asked else ""
+                figure.suptitle(_visible(asked)[:120], fontsize=8, parse_math=False)
                 left, right = figure.subplots(1, 2)
                 _draw_scores(left, self.answer)
                 _draw_losses(right, self.answer)
@@ -167,15 +222,20 @@ def _draw_scores(axes: Axes, answer: Answer) -> None:
     axes.barh(range(len(names)), shares, color=_BAR)
     axes.set_yticks(range(len(names)), names, parse_math=False)  # a name is no formula
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1), xlabel="relative softmax score", title=f"H: margin {answer.margin:.2f}")
+    verdict = f"H: margin {answer.margin:.2f} {'<' if answer.uncertain else '≥'} τ = {answer.tau:.2f}"
+    axes.set(xlim=(0, 1), xlabel="relative softmax score", title=verdict)
 
 
 def _draw_losses(axes: Axes, answer: Answer) -> None:
     steps = range(1, len(answer.losses) + 1)
     axes.plot(steps, answer.losses, "o-", color=_BAR)
     axes.set_xticks(steps)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
+    axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=(0, 1.1 * max(answer.losses, default=1)))
     axes.set(title="T: the example's loss" if answer.losses else "T: nothing was trained")
+
+
+def _done(answer: Answer | None) -> str:
+    return f"done: {'adapted' if answer.adapted else 'answered as it is'}" if answer else ""
 
 
 def _read(text: str) -> list[Any]:

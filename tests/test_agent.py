@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from study import playground
-from study.data import benchmarks, fixture
+from study.data import benchmarks, fixture, sources
 from study.data.models import model_dir
 from study.playground import Playground
 from ttsi import Agent, Answer, estimator, prompts, synthesizer, trainer
@@ -388,7 +388,7 @@ def test_the_script_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     assert "'find_hotel' {'city': 'Rome'" in shown
 
 
-def panel(engine: TorchEngine | None, **more: Any) -> Playground:
+def panel(engine: Any, **more: Any) -> Playground:
     return Playground(engine, **SHORT | more)
 
 
@@ -462,3 +462,76 @@ def test_a_panel_without_a_model_says_so() -> None:
     p.ask()
     p.tau.value = 0.5
     assert "without `source`" in p.status.value and p.picture().startswith(b"\x89PNG")
+
+
+def test_enter_asks_and_old_results_fade(engine: TorchEngine) -> None:
+    p = panel(engine)
+    enter: Any = {"event": "submit"}
+    p.question._handle_custom_msg(enter, [])  # what the browser sends
+    assert p.answer is not None and p.asked == (p.tools.value, TORN) and not p.faded
+    done = p.status.value
+    p.question.value = SURE
+    assert p.faded and p.results._dom_classes == ("ttsi-faded",) and "Enter asks" in p.status.value
+    assert "find_flight" in p.panes["h"].value, "faded, not gone"
+    p.tau.value = 0.0
+    assert p.faded and not p.answer.uncertain, "what is moved is the old question's"
+    p.question.value, p.tau.value = TORN, 0.95
+    assert not p.faded and p.results._dom_classes == () and p.status.value == done
+    p.tools.value = json.dumps(TRAVEL)
+    assert p.faded
+    p.question._handle_custom_msg(enter, [])
+    assert not p.faded and p.status.value.startswith("done")
+
+
+def test_the_panel_stands_before_the_model_is_loaded(engine: TorchEngine) -> None:
+    loaded: list[TorchEngine] = []
+
+    def load() -> TorchEngine:
+        loaded.append(engine)
+        return engine
+
+    p = panel(load)
+    assert p.view.children and not loaded
+    for empty in ("", "  \n"):
+        p.question.value = empty
+        p.ask()
+        assert p.status.value == "Type a question first: Enter asks it." and p.answer is None
+    p.question.value, p.tools.value = SURE, "["
+    p.ask()
+    assert "no JSON" in p.status.value and not loaded
+    p.tools.value = json.dumps(TRAVEL)
+    p.ask()
+    p.ask()
+    assert p.answer is not None and loaded == [engine], "once"
+
+    def fail() -> TorchEngine:
+        raise sources.Unavailable("no such model <here>")
+
+    p = panel(fail)
+    p.ask()
+    assert p.status.value == "no such model &lt;here&gt;" and p.answer is None
+
+
+def test_the_picture_follows_every_move(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[bytes] = []
+
+    class Cell:
+        update = staticmethod(lambda image: shown.append(image.data))
+
+    def display(image: Any, display_id: bool) -> Cell:
+        assert display_id
+        shown.append(image.data)
+        return Cell()
+
+    monkeypatch.setattr(playground, "display", display)
+    p = panel(engine)
+    p.keep()
+    p.ask()
+    p.tau.value = 0.5
+    p.tau.value = 0.0
+    p.question.value = SURE
+    p.ask()
+    p.question.value = ""
+    p.ask()
+    assert len(shown) == 6 and all(png.startswith(b"\x89PNG") for png in shown)
+    assert len(set(shown)) == 5 and shown[0] == shown[-1], "nothing was answered, first and last"

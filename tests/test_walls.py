@@ -20,6 +20,7 @@ FLOORS = {
     "study.run": 3,
     "study.playground": 3,
     "study.notebooks": 4,
+    "study.site": 4,
     "study.bench": 4,
 }
 

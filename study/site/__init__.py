@@ -1,0 +1,1 @@
+"""The study as a static site: `python -m study.site` (or `make site`)."""

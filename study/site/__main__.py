@@ -1,0 +1,12 @@
+"""Writes the site: `python -m study.site [folder]`, site/ unless told otherwise."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from study.site.build import ROOT, build
+
+if __name__ == "__main__":
+    to = Path(sys.argv[1]) if sys.argv[1:] else ROOT / "site"
+    print(f"{len(build(to))} pages; open {to / 'index.html'}")

@@ -1,0 +1,256 @@
+"""The front page: the study's questions, each answered from figures/ by the run that tells most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from study.analysis import look
+
+Row = dict[str, Any]
+_UNTOLD = "No committed run answers this yet."
+
+
+class Asked(NamedTuple):
+    """A question, the table that answers it, the figure beside it, its notebook, and what the rows say.
+
+    table, picture: names in figures/<run>/; `bench` stands in figures/ itself. by: the column whose sum makes
+    one run tell more than another; "": the number of rows with an answer.
+    """
+
+    asks: str
+    table: str
+    picture: str
+    notebook: str
+    says: Callable[[pd.DataFrame, Path], str]
+    effects: Callable[[pd.DataFrame], list[Row]] = lambda table: []
+    by: str = "n"
+
+
+@dataclass(frozen=True)
+class Told:
+    """An answered question: its sentence, its run's folder of figures (None: no run), and its effects."""
+
+    asked: Asked
+    sentence: str
+    folder: Path | None
+    intervals: Sequence[Row]
+
+
+def tell(folders: Sequence[Path]) -> list[Told]:
+    """Every question with its answer. folders: with tables and figures, one for each run."""
+    return [_told(asked, folders) for asked in ASKED]
+
+
+def _told(asked: Asked, folders: Sequence[Path]) -> Told:
+    found = []
+    for path in filter(Path.exists, (folder / f"{asked.table}.csv" for folder in folders)):
+        table = pd.read_csv(path)
+        rows = table[table["n"].notna()] if "n" in table else table
+        if len(rows):
+            found.append((rows[asked.by].sum() if asked.by else len(rows), path.parent, rows))
+    if not found:
+        return Told(asked, _UNTOLD, None, [])
+    _, folder, rows = max(found, key=lambda f: f[0])
+    return Told(asked, asked.says(rows, folder) or _UNTOLD, folder, _intervals(asked.effects(rows)))
+
+
+# --- sentences ------------------------------------------------------------------------------------------
+
+
+def count(n: float, noun: str) -> str:
+    """'no sample', '1 sample', '2 samples'."""
+    return f"{n:g} {noun}{'' if n == 1 else 's'}"
+
+
+def told_from_zero(rows: Sequence[Row], name: str = "difference") -> str:
+    """How many differences' 95 % intervals leave out zero, and to which side."""
+    ends = [(r[f"{name}_low"], r[f"{name}_high"]) for r in rows if pd.notna(r[name])]
+    above, below = sum(low > 0 for low, _ in ends), sum(high < 0 for _, high in ends)
+    if not ends:
+        return ""
+    if above + below == 0:
+        return "the difference can't be told from zero" if len(ends) == 1 else \
+            f"none of the {len(ends)} differences can be told from zero"  # fmt: skip
+    parts = [f"{above} better", f"{below} worse", f"{len(ends) - above - below} not told from zero"]
+    return f"of {count(len(ends), 'difference')} {', '.join(p for p in parts if p[0] != '0')}"
+
+
+def _sentence(*parts: str) -> str:
+    text = "; ".join(filter(None, parts))
+    return text[:1].upper() + text[1:] + "." if text else ""
+
+
+def _effects(table: pd.DataFrame, name: str = "difference") -> list[Row]:
+    return [r for r in look.rows_of(table) if pd.notna(r[name])]
+
+
+def _against_base(arms: Sequence[str] = ()) -> Callable[[pd.DataFrame], list[Row]]:
+    def rows(table: pd.DataFrame) -> list[Row]:
+        return _effects(table[table["arm"].isin(list(arms))] if arms else table)
+
+    return rows
+
+
+_TT_SI = _against_base(["tt_si"])
+
+
+def _main(table: pd.DataFrame, folder: Path) -> str:
+    rows = _TT_SI(table)
+    best = max(rows, key=lambda r: r["difference"], default=None)
+    if best is None:
+        return ""
+    base = table[(table["arm"] == "base") & (table["benchmark"] == best["benchmark"])
+                 & (table["inference"] == best["inference"])].iloc[0]  # fmt: skip
+    largest = (
+        f"the largest is on {look.label(best['benchmark'])} with {best['mode']} adapters, from "
+        f"{base['accuracy']:.1f} % to {look.spread(best, 'accuracy')} %, p = {best['p']:.2g}"
+    )
+    return _sentence(f"against the model as it is, {told_from_zero(rows)}", largest)
+
+
+def _modes(table: pd.DataFrame, folder: Path) -> str:
+    return _sentence(f"activated minus exact adapters: {told_from_zero(_effects(table))}")
+
+
+def _awareness(table: pd.DataFrame, folder: Path) -> str:
+    several = table[(table["samples"] == "two or more tools") & (table["benchmark"] != look.POOLED)]
+    areas = several[several["auc"].notna()].assign(n=lambda t: t["n_right"] + t["n_wrong"])
+    if areas.empty:
+        return ""
+    row = look.rows_of(areas.sort_values("n"))[-1]
+    rates = several[(several["panel"] == "at_tau") & (several["benchmark"] == row["benchmark"])]
+    said = [
+        f"on {look.label(row['benchmark'])} a right answer has the larger margin in "
+        f"{look.spread(row, 'auc', 0, scale=100)} % of pairs, 50 being a coin "
+        f"({count(row['n_right'], 'right answer')}, {count(row['n_wrong'], 'wrong one')})"
+    ]
+    for r in look.rows_of(rates)[:1]:
+        said.append(
+            f"at τ = {r['tau']:g} it flags {100 * r['tpr']:.0f} % of the wrong and {100 * r['fpr']:.0f} % of "
+            "the right"
+        )
+    rivals = pd.read_csv(folder / "figure4_rivals.csv") if (folder / "figure4_rivals.csv").exists() else table
+    if "estimator" in rivals:
+        own = rivals[(rivals["benchmark"] == row["benchmark"]) & rivals["auc"].notna()]
+        if len(own) and (best := look.rows_of(own.sort_values("auc"))[-1])["auc"] > row["auc"]:
+            said.append(f"{best['estimator']} does it in {look.spread(best, 'auc', 0, scale=100)} %")
+    return _sentence(*said)
+
+
+def _threshold(table: pd.DataFrame, folder: Path) -> str:
+    said = []
+    for (benchmark, mode), rows in table.groupby(["benchmark", "mode"], sort=False):
+        best = look.rows_of(rows.sort_values("difference", kind="stable"))[-1]
+        told = int(((rows["difference_low"] > 0) | (rows["difference_high"] < 0)).sum())
+        said.append(
+            f"{look.label(str(benchmark))}, {mode}: {told} of the {len(rows)} thresholds whose answers are "
+            f"all there can be told from base; the largest gain, too good since τ = {best['tau']:.2g} was "
+            f"chosen by it, is {look.spread(best, 'difference', sign='+')} points, n = {best['n']:g}"
+        )
+    return _sentence(*said)
+
+
+def _several(table: pd.DataFrame, folder: Path) -> str:
+    n = table["n"]
+    many = f"{n.min():g}" if n.min() == n.max() else f"{n.min():g} to {n.max():g}"
+    return _sentence(f"on {many} samples, against the model as it is, {told_from_zero(_effects(table))}")
+
+
+def _controls(table: pd.DataFrame, folder: Path) -> str:
+    rows = _effects(table[table["arm"] != "tt_si"], "tt_si_difference")
+    n = table["n"]
+    return _sentence(
+        f"{count(len(rows), 'control')} against TT-SI, n = {n.min():g} to {n.max():g}: "
+        f"{told_from_zero(rows, 'tt_si_difference')}"
+    ) if rows else ""  # fmt: skip
+
+
+def _scaling(table: pd.DataFrame, folder: Path) -> str:
+    most = table.sort_values("training_samples", kind="stable").drop_duplicates(["arm", "mode"], keep="last")
+    rows = look.rows_of(most[most["arm"].isin(["base", "sft", "tt_si"])])
+    return _sentence(*(
+        f"{r['arm']}{'' if r['mode'] == 'none' else ', ' + r['mode']}, "
+        f"{count(r['training_samples'], 'training sample')}: {look.spread(r, 'accuracy')} %, n = {r['n']:g}"
+        for r in rows
+    ))  # fmt: skip
+
+
+def _synthetic(table: pd.DataFrame, folder: Path) -> str:
+    own = table[table["writer"] == "self"].sort_values("asked", kind="stable")
+    if own.empty:
+        return ""
+    row = look.rows_of(own)[-1]
+
+    def share(name: str) -> str:
+        return look.bracket(row[f"{name}_share"], row[f"{name}_low"], row[f"{name}_high"], digits=0)
+
+    return _sentence(
+        f"of {count(row['examples'], 'example')} that the model wrote for {look.label(row['benchmark'])}, "
+        f"{share('copies')} % copy the question and {share('valid')} % fit their tool's schema",
+        f"{count(row['failed'], 'sample')} of {row['asked']:g} got none",
+    )
+
+
+_BENCHED = {
+    "T, usual loop / activated": "training with activated adapters is {} times as fast as the usual loop "
+    "with its merge, save and reload, n = {}",
+    "uncertain sample, usual loop / activated": "a whole uncertain sample {} times, n = {}",
+    "uncertain sample, activated / base answer (prefix pass in the base answer)": "it takes {} base answers, "
+    "n = {}",
+}
+
+
+def _cost(table: pd.DataFrame, folder: Path) -> str:
+    cells = [[c.strip() for c in line.split("|")] for line in (folder / "bench.md").read_text().splitlines()]
+    rows = {c[1]: (c[3], c[2]) for c in cells if len(c) > 4}
+    return _sentence(*(said.format(*rows[what]) for what, said in _BENCHED.items() if what in rows))
+
+
+ASKED = [
+    Asked("Does TT-SI raise accuracy?", "table1_main", "figure_main_results", "02", _main, _TT_SI),
+    Asked("Does the model know when it is wrong?", "table_estimator", "figure4_rivals", "01", _awareness,
+          by="n_right"),
+    Asked("Which threshold?", "figure_threshold", "figure_threshold", "04", _threshold),
+    Asked("Does the fast way of training cost accuracy?", "table_modes", "", "08", _modes, _effects),
+    Asked("What does it cost?", "bench", "bench", "08", _cost, by=""),
+    Asked("Against ICL, SFT, a teacher and an oracle?", "table_methods", "figure2_methods", "03", _several,
+          by=""),
+    Asked("How many training samples is it worth?", "figure2_scaling", "figure2_scaling", "05", _scaling,
+          by=""),
+    Asked("Does a larger model gain as well?", "table_model_size", "figure3_model_size", "06", _several,
+          _TT_SI, by=""),
+    Asked("What does the model write for itself?", "table_synthetic", "figure5_embeddings", "07", _synthetic,
+          by="asked"),
+    Asked("What is a gain made of?", "table_controls", "figure_controls", "09", _controls, by=""),
+]  # fmt: skip
+
+
+# --- intervals ------------------------------------------------------------------------------------------
+
+
+def _intervals(rows: Sequence[Row]) -> list[Row]:
+    """Each difference in words, and where it lies in per cent of a scale that all of them share."""
+    ends = [abs(r[e]) for r in rows for e in ("difference_low", "difference_high")]
+    most = max([*ends, 1.0])
+
+    def place(x: float) -> float:
+        return round(50 + 50 * x / most, 2)
+
+    out = []
+    for r in rows:
+        named = [r.get("model") if r.get("variant") else None, look.label(r["benchmark"]), r.get("inference"),
+                 r.get("mode")]  # fmt: skip
+        name = ", ".join(str(x) for x in named if x and pd.notna(x) and x not in ("direct", "none"))
+        low, high = place(r["difference_low"]), place(r["difference_high"])
+        text = (
+            f"{name}: {look.spread(r, 'difference', sign='+')} points, n = {r['pairs']:g}, "
+            f"{r['gained']:g} gained, {r['lost']:g} lost"
+        )
+        out.append({"text": text, "zero": place(0), "low": low, "width": round(high - low, 2),
+                    "value": place(r["difference"])})  # fmt: skip
+    return out
