@@ -42,6 +42,11 @@ class Declared:
             return [{}]
         return found if len(found) <= _BRANCHES else [{}]
 
+    @property
+    def alternatives(self) -> list[Declared]:
+        """Each alternative alone."""
+        return [Declared([way], self._root) for way in self.ways]
+
     @cached_property
     def kinds(self) -> frozenset[str]:
         """The JSON types that a value may have; empty = any."""

@@ -51,6 +51,8 @@ class Request:
 
     draft: token ids the reply is expected to repeat. lookup: whether it may repeat the prompt. Both are
     checked, never trusted: they change the speed and not the text.
+    grammar: what may follow the opening, in llguidance's Lark (`ttsi.grammar`); "" = anything. Among what it
+    allows tokens are chosen as ever. A reply cut at `max_tokens` is the beginning of one that it allows.
     """
 
     prompt: Prompt
@@ -59,12 +61,13 @@ class Request:
     adapter: Any = None
     draft: tuple[int, ...] = ()
     lookup: bool = False
+    grammar: str = ""
 
 
 class Engine(Protocol):
     """A language model that scores and generates.
 
-    All log-probabilities are natural logarithms (nats) of the raw distribution: before temperature,
+    All log-probabilities are natural logarithms (nats) of the raw distribution: before grammar, temperature,
     penalties and truncation. Failures of the machine raise `EngineError`.
     """
 

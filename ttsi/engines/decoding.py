@@ -14,6 +14,7 @@ from ttsi.engines.attention import GROUP_TOKENS
 from ttsi.engines.base import Request
 from ttsi.engines.cache import KeyValues, RowCache
 from ttsi.engines.drafts import propose
+from ttsi.engines.guide import Guide
 from ttsi.seeds import reply_seed
 from ttsi.types import Sampling
 
@@ -31,6 +32,7 @@ class Row:
     lookup: tuple[int, ...]
     rng: torch.Generator
     limit: int
+    guide: Guide | None
     out: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     finished: bool = False
@@ -45,7 +47,7 @@ class Decoder:
     """Replies to requests, `sampling.n` to each, at most `most` of them in flight at a time.
 
     Raises TooLong if a prompt and its reply exceed the context window, ValueError for adapters of different
-    ranks.
+    ranks and for a grammar that can't be read.
     """
 
     def __init__(
@@ -67,7 +69,9 @@ class Decoder:
     def _row(self, request: int, k: int) -> Row:
         r, ids = self.requests[request], self.asked[request][1]
         rng = torch.Generator().manual_seed(reply_seed(r.seed, k))
-        return Row(request, ids, r.draft, (*r.draft, *ids) if r.lookup else (), rng, self.sampling.max_tokens)
+        guide = Guide(r.grammar, self.engine.chat) if r.grammar else None
+        lookup = (*r.draft, *ids) if r.lookup else ()
+        return Row(request, ids, r.draft, lookup, rng, self.sampling.max_tokens, guide)
 
     def run(self) -> list[Row]:
         """All replies, in the order of the requests."""
@@ -118,10 +122,13 @@ class Decoder:
     def _draft(self, row: Row) -> tuple[int, ...]:
         if row.done or not self.engine.drafts:
             return ()
-        room = _FREE_ROWS // len(self.flying) - 1
-        if row.draft:
-            room = max(room, min(_DRAFT_ROWS // len(self.flying), GROUP_TOKENS, row.trust + 1) - 1)
-        return propose(row.out, row.draft, row.lookup, min(room, row.limit - len(row.out) - 1))
+        rows, left = len(self.flying), row.limit - len(row.out) - 1
+        free = max(0, min(_FREE_ROWS // rows - 1, left))
+        most = max(free, min(_DRAFT_ROWS // rows - 1, GROUP_TOKENS - 1, row.trust, left))
+        sure = tuple(row.guide.forced()[:most]) if row.guide else ()
+        room = (most if row.draft else free) - len(sure)
+        draft = (*sure, *propose([*row.out, *sure], row.draft, row.lookup, room))
+        return row.guide.allowed(draft) if row.guide else draft
 
     def _accept(self, row: Row, logits: Tensor, draft: tuple[int, ...]) -> None:
         """Takes tokens from `logits` [1 + drafted, vocabulary] as long as the draft foresaw them.
@@ -133,11 +140,14 @@ class Decoder:
             return
         sampling, picked = self.sampling, []
         greedy = sampling.temperature == 0 and sampling.repetition_penalty == 1
-        best = logits.argmax(dim=-1).tolist() if greedy else []
+        best = logits.argmax(dim=-1).tolist() if greedy and not row.guide else []
         for i in range(len(draft) + 1):
-            token = best[i] if greedy else _pick(logits[i], [*row.ids, *row.out], sampling, row.rng)
+            said = row.guide.masked(logits[i]) if row.guide else logits[i]
+            token = best[i] if best else _pick(said, [*row.ids, *row.out], sampling, row.rng)
             picked.append(token)
             row.out.append(token)
+            if row.guide:
+                row.guide.take(token)
             row.finished = token in self.engine.chat.stop_ids
             if row.done or i == len(draft) or draft[i] != token:
                 break
