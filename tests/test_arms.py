@@ -147,6 +147,25 @@ def test_what_is_refused_is_no_likelier(rows: pd.DataFrame) -> None:
     assert of(rows, "tt_si_selective")["margin"].isna().all(), "H read the answer and scored no tool"
 
 
+def test_under_a_grammar_every_finished_reply_is_a_call(finished: Study, rows: pd.DataFrame) -> None:
+    tools = {
+        s.id: {t.name: t.parameters.get("properties", {}) for t in s.tools}
+        for s in finished.samples("fixture", 0)
+    }
+    seen = 0
+    for arm in ("constrained", "tt_si_constrained"):
+        for sample, reply in of(rows, arm)["reply"].items():
+            calls = parse_calls(reply).calls
+            seen += bool(calls)
+            for call in calls:
+                assert set(call.arguments) <= set(tools[sample][call.name]), (arm, sample)
+    assert seen > SETTINGS["n"]
+    codes = set(of(rows, "constrained")["code"]) | set(of(rows, "tt_si_constrained")["code"])
+    assert not codes & {"unknown_tool", "extra_argument"}
+    likely = of(rows, "tt_si_constrained")
+    assert set() < set(likely[likely["adapted"]].index) <= set(of(rows, "tt_si").query("uncertain").index)
+
+
 def test_filters_let_pass_what_they_say(finished: Study, rows: pd.DataFrame) -> None:
     first = of(rows, "tt_si")
     for arm, column in (("tt_si_valid", "schema_valid"), ("tt_si_novel", "copy_ratio")):

@@ -50,7 +50,8 @@ class Agent:
     in the paper. writer: an engine that writes them instead of the model itself (TT-D), e.g. an
     `OpenAIEngine`.
     required: the reply begins as a call does, as a chat API has it with `tool_choice="required"`; else it may
-    be words. layout: how the question is put, see `prompts`.
+    be words. constrained: it is calls that keep to the grammar of the tools, see `grammar`. layout: how the
+    question is put, see `prompts`.
     answering, writing: decoding of answers (greedy) and of syntheses (the paper's).
     The same question, tools and seed give the same answer.
 
@@ -78,6 +79,7 @@ class Agent:
         filters: Sequence[Filter] = ("valid", "novel", "agreeing"),
         writer: Engine | None = None,
         required: bool = False,
+        constrained: bool = False,
         layout: Layout = "native",
         seed: int = 0,
         dtype: str = "auto",
@@ -94,6 +96,7 @@ class Agent:
             filters=tuple(filters),
             layout=layout,
             answer_opening=required,
+            constrained=constrained,
             seed=seed,
         )
         self.tools = [_tool(t) for t in tools]

@@ -19,6 +19,8 @@ from llguidance import LLMatcher
 from ttsi.declared import Declared
 from ttsi.types import Layout, Tool
 
+VERSION = 1
+"""Of the grammar that the same tools get. Part of the keys of what was answered under it."""
 _START = r"""start: call (", {\"name\": \"" call)* "]" "</tool_call>"?"""
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")

@@ -24,7 +24,8 @@ class Method:
     uncertainty: H's estimator, the paper's margin over the tools, or the likelihood of the base answer, which
     is then given first. tau: adapted is what H is less certain of. answer_with: "adapted" accepts the adapted
     answer; "surer" only if the adapted model finds it likelier than the base model its own. filters: what
-    examples must pass; others are written until K do.
+    examples must pass; others are written until K do. constrained: answers are calls that keep to the grammar
+    of their tools, see `grammar`; what G writes is free.
     """
 
     uncertainty: Uncertain = "margin"
@@ -42,10 +43,11 @@ class Method:
     filters: tuple[Filter, ...] = ()
     layout: Layout = "native"
     answer_opening: bool = False
+    constrained: bool = False
     bank: int | None = None
     seed: int = 0
 
     @property
     def opening(self) -> str:
         """What every reply is made to begin with; "" = nothing."""
-        return prompts.opening(self.layout) if self.answer_opening else ""
+        return prompts.opening(self.layout) if self.answer_opening or self.constrained else ""

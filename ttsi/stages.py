@@ -18,6 +18,7 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar
 from ttsi import estimator, prompts, synthesizer
 from ttsi.calls import format_calls, parse_calls
 from ttsi.engines.base import Prompt, Request
+from ttsi.grammar import grammar
 from ttsi.method import Method
 from ttsi.seeds import seed_for
 from ttsi.types import (
@@ -268,8 +269,9 @@ class Stages:
     def _request(
         self, prompt: Prompt, query: Query, adapter: Any = None, draft: tuple[int, ...] = (), attempt: int = 0
     ) -> Request:
-        seed = self._seed(query, "answer", attempt)
-        return Request(prompt, seed, self.method.opening, adapter, draft, lookup=True)
+        m, seed = self.method, self._seed(query, "answer", attempt)
+        allowed = grammar(query.tools, m.layout) if m.constrained else ""
+        return Request(prompt, seed, m.opening, adapter, draft, lookup=True, grammar=allowed)
 
     def _draft(self, example: Worked | None) -> tuple[int, ...]:
         """The reply just learnt or shown, as a guess at a greedy answer; it costs nothing to have."""

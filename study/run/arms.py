@@ -215,6 +215,7 @@ class Arm:
 
 LIKELY: dict[str, Any] = {"uncertainty": "likelihood", "tau": THRESHOLDS["likelihood"]}
 SURER: dict[str, Any] = {"answer_with": "surer"}
+CONSTRAINED: dict[str, Any] = {"constrained": True}
 
 ARMS: dict[str, Arm] = {
     "base": Arm(AS_IT_IS, voted=True),
@@ -225,6 +226,8 @@ ARMS: dict[str, Arm] = {
     "tt_si_selective": Arm(UNCERTAIN, OWN, ADAPTER, under=LIKELY | SURER),
     "tt_si_likelihood": Arm(UNCERTAIN, OWN, ADAPTER, under=LIKELY),
     "tt_si_surer": Arm(UNCERTAIN, OWN, ADAPTER, under=SURER),
+    "constrained": Arm(AS_IT_IS, under=CONSTRAINED),
+    "tt_si_constrained": Arm(UNCERTAIN, OWN, ADAPTER, under=CONSTRAINED),
     "tt_si_valid": Arm(UNCERTAIN, OWN, ADAPTER, under={"filters": ("valid",)}),
     "tt_si_novel": Arm(UNCERTAIN, OWN, ADAPTER, under={"filters": ("novel",)}),
     "tt_si_agreeing": Arm(UNCERTAIN, OWN, ADAPTER, under={"filters": ("agreeing",)}),

@@ -71,11 +71,9 @@ class Profile(BaseModel):
     """The profile whose stored results are used and added to, of a run that changes it; "" = its own."""
     seeds: list[int] = [0]
     uncertainty: Uncertain = "margin"
-    """H: the paper's margin over the tools, or the likelihood of the base answer."""
     tau: float = Field(0.95, ge=0, le=1.000001)
-    """What H is less certain of is adapted to; by default .95 (the paper's), with the likelihood ½."""
+    """By default .95, the paper's; with the likelihood ½. What a `Method` has too is explained there."""
     answer_with: Literal["adapted", "surer"] = "adapted"
-    """Whether the adapted answer stands always, or only where it is likelier than the base answer."""
     k: int = Field(1, ge=1)
     epochs: int = Field(3, ge=1)
     learning_rate: float = Field(1e-4, gt=0)
@@ -93,7 +91,7 @@ class Profile(BaseModel):
     validate_examples: Literal["none", "schema"] = "none"
     novelty: Literal["any", "reject_copies"] = "any"
     filters: list[Filter] = []
-    """What a synthetic example must pass, see `ttsi.filters`; another is written until one does."""
+    constrained: bool = False
     answer_opening: bool = True
     """Whether a reply begins with the opening behind which H scores the tools: every question of a benchmark
     wants a call, which is what `tool_choice="required"` says in a chat API. False: the model may chat."""
@@ -286,6 +284,7 @@ class Profile(BaseModel):
             validate=self.validate_examples,
             novelty=self.novelty,
             filters=tuple(self.filters),
+            constrained=self.constrained,
             layout=self.layout,
             answer_opening=self.answer_opening,
             bank=self.bank,

@@ -18,7 +18,7 @@ from study.data import benchmarks
 from study.data.models import model_hash
 from study.run.config import Profile
 from study.run.store import settings_hash
-from ttsi import prompts, synthesizer
+from ttsi import grammar, prompts, synthesizer
 from ttsi.stages import Who
 from ttsi.types import Layout, LoraSettings, Message, Query, Sampling, Tool, Worked
 
@@ -78,10 +78,13 @@ class Keys:
     Two runs that agree in them have the results in common.
     """
 
-    def __init__(self, profile: Profile, dtype: str, benchmark: str, seed: int) -> None:
+    def __init__(
+        self, profile: Profile, dtype: str, benchmark: str, seed: int, constrained: bool = False
+    ) -> None:
         self.profile, self.dtype, self.benchmark, self.seed = profile, dtype, benchmark, seed
-        opening = prompts.opening(profile.layout) if profile.answer_opening else ""
+        opening = prompts.opening(profile.layout) if profile.answer_opening or constrained else ""
         self._opened: dict[str, Any] = {"opening": opening} if opening else {}
+        self._opened |= {"grammar": grammar.VERSION} if constrained else {}
 
     def common(self, who: Who = "self", **more: Any) -> dict[str, Any]:
         """What every result depends on, and `more`. `samples` stands for every word of the prompts."""

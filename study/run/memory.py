@@ -63,13 +63,18 @@ class Memory(RivalStages):
         p = study.profile
         super().__init__(None, replace(method or p.method(), seed=seed))
         self.study, self.benchmark, self.compute = study, benchmark, compute
-        self.keys = Keys(p, study.dtype, benchmark, seed)
         self.voting = p.vote_sampling
         self.lacking: set[str] = set()
 
     def engine(self, who: Who = "self") -> Any:
         """Who answers; loaded when first needed."""
         return self.study.engine if who == "self" else self.study.teacher_engine
+
+    @property
+    def keys(self) -> Keys:
+        """What results are stored under."""
+        study, m = self.study, self.method
+        return Keys(study.profile, study.dtype, self.benchmark, m.seed, m.constrained)
 
     @property
     def chat(self) -> Any:

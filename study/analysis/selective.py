@@ -1,0 +1,153 @@
+"""Selective TT-SI judged: two answers per sample, of the base and of the adapted model, and which stands.
+
+Frames hold one row per sample. q: the likelihood of an answer, in [0, 1], under the model that gave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from study.analysis import statistics
+from study.analysis.detection import MIN_PER_CLASS
+from study.analysis.statistics import Estimate, Floats, TooFew, Z
+
+PRIMARY = {"apibank": 526, "nexusraven": 318, "toolalpaca": 114, "bfcl": 300}
+"""Samples of the primary set, by docs/hypotheses.md."""
+KEYS = ["benchmark", "sample", "seed"]
+
+
+def pairs(records: pd.DataFrame, adapter: str = "tt_si_all", mode: str | None = None) -> pd.DataFrame:
+    """One row per sample: `q`, `right`, `code` of the base answer, and `adapted_…` of the adapted one.
+
+    adapter: the arm whose adapted answers are meant. A sample without an adapted answer (no example, training
+    diverged) has NaN there: nothing can be accepted. Machine failures are left out.
+    """
+    direct = records[(records["inference"] == "direct") & (records["status"] == "ok")]
+    base = direct[direct["arm"] == "base"]
+    other = direct[direct["arm"] == adapter]
+    other = other[other["mode"] == mode] if mode else other
+    columns = {"likelihood": "q", "correct": "right", "code": "code"}
+    left = base[[*KEYS, "cluster", "n_tools", *columns]].rename(columns=columns)
+    right = other[[*KEYS, "margin", "adapted", *columns]].rename(columns=columns)
+    table = left.merge(right, on=KEYS, suffixes=("", "_adapted"), validate="one_to_one")
+    table = table.rename(columns={f"{c}_adapted": f"adapted_{c}" for c in columns.values()})
+    table["right"] = table["right"].astype(bool)
+    made = table["adapted"].astype(bool)
+    table["adapted_right"] = table["adapted_right"].astype("boolean").where(made)
+    table["adapted_q"] = table["adapted_q"].where(made)
+    return table
+
+
+def chosen(table: pd.DataFrame, adapt: pd.Series | bool, surer: bool) -> pd.Series:
+    """Whether each sample is answered right if those in `adapt` take their adapted answer.
+
+    surer: only if it is likelier to the adapted model than the base answer was to the base model.
+    """
+    takes = pd.Series(adapt, index=table.index) & table["adapted_right"].notna()
+    if surer:
+        takes &= (table["adapted_q"] > table["q"]).fillna(False)
+    return table["right"].where(~takes, table["adapted_right"].fillna(False).astype(bool))
+
+
+def delong(first: Sequence[float], second: Sequence[float], right: Sequence[bool]) -> Estimate:
+    """AUC(first) − AUC(second) as detectors of right answers, both on the same samples, ties counting half.
+
+    DeLong, DeLong and Clarke-Pearson (1988), Biometrics 44:837; `pooled` gives the p-value. Raises TooFew
+    where there are fewer than MIN_PER_CLASS right or wrong answers.
+    """
+    known, parts = np.asarray(right, bool), []
+    if min(known.sum(), (~known).sum()) < MIN_PER_CLASS:
+        raise TooFew(f"{known.sum()} right and {(~known).sum()} wrong answers: fewer than {MIN_PER_CLASS}")
+    for scores in (np.asarray(first, float), np.asarray(second, float)):
+        gap = scores[known][:, None] - scores[~known][None, :]
+        parts.append((gap > 0) + 0.5 * (gap == 0))
+    differs = parts[0] - parts[1]
+    value = float(differs.mean())
+    variance = differs.mean(1).var(ddof=1) / known.sum() + differs.mean(0).var(ddof=1) / (~known).sum()
+    spread = float(np.sqrt(variance))
+    return Estimate(value, value - Z * spread, value + Z * spread, len(known), "DeLong")
+
+
+def pooled(estimates: Sequence[Estimate]) -> tuple[Estimate, float]:
+    """Estimates with normal intervals, weighted by 1 / variance, and the two-sided p of their being 0."""
+    spreads: Floats = np.array([(e.high - e.low) / (2 * Z) for e in estimates])
+    weights = 1 / np.maximum(spreads, 1e-12) ** 2
+    value = float((weights * [e.value for e in estimates]).sum() / weights.sum())
+    spread = float(1 / np.sqrt(weights.sum()))
+    n = sum(e.n for e in estimates)
+    p = float(2 * stats.norm.sf(abs(value) / spread))
+    return Estimate(value, value - Z * spread, value + Z * spread, n, "inverse variance"), p
+
+
+def hypotheses(table: pd.DataFrame) -> pd.DataFrame:
+    """H1 to H3 of docs/hypotheses.md over all of the samples, one row each, `p_holm` over the three."""
+    asked, rows = table["q"] < 0.5, []
+    areas = []
+    for _, group in table[table["n_tools"] > 1].groupby("benchmark", sort=False):
+        try:
+            areas.append(delong(*(group[c].tolist() for c in ("q", "margin", "right"))))
+        except TooFew:  # said by n: the samples that the estimate stands on
+            continue
+    if areas:
+        area, p = pooled(areas)
+        rows.append({"hypothesis": "H1", "what": "AUC(q) − AUC(margin)", "p": p} | _cells(area, 100))
+    selective, always = chosen(table, asked, True), chosen(table, asked, False)
+    paired = statistics.paired(table["right"], selective)
+    rows.append(
+        {"hypothesis": "H2", "what": "selective − base", "p": paired.p}
+        | _cells(paired.difference, 100)
+        | {"gained": paired.gained, "lost": paired.lost}
+    )
+    counts = {
+        verdict: [
+            int((changed & (selective == always)).sum()), int((changed & (selective != always)).sum())
+        ]
+        for verdict, changed in (("gains", always & ~table["right"]), ("losses", ~always & table["right"]))
+    }  # fmt: skip
+    fisher = stats.fisher_exact([counts["gains"], counts["losses"]])
+    rows.append({"hypothesis": "H3", "what": "odds that acceptance keeps gains rather than losses",
+                 "value": fisher.statistic, "p": float(fisher.pvalue), "n": sum(map(sum, counts.values())),
+                 "gains_kept": counts["gains"][0], "gains_refused": counts["gains"][1],
+                 "losses_kept": counts["losses"][0], "losses_refused": counts["losses"][1]})  # fmt: skip
+    out = pd.DataFrame(rows)
+    out["p_holm"] = out.index.map(statistics.holm(out["p"].to_dict()))
+    return out
+
+
+def _cells(e: Estimate, scale: float) -> dict[str, float]:
+    return {"value": scale * e.value, "value_low": scale * e.low, "value_high": scale * e.high, "n": e.n}
+
+
+def reliability(q: pd.Series, right: pd.Series, bins: int = 10) -> pd.DataFrame:
+    """By tenth of q: its mean, the share of right answers with its Wilson interval, and n; no empty bins."""
+    at = np.minimum((q * bins).astype(int), bins - 1)
+    rows = []
+    for number, group in right.groupby(at):
+        share = statistics.wilson(float(group.sum()), len(group))
+        rows.append({"bin": number, "q": q[group.index].mean(), "right": share.value, "right_low": share.low,
+                     "right_high": share.high, "n": len(group)})  # fmt: skip
+    return pd.DataFrame(rows, columns=["bin", "q", "right", "right_low", "right_high", "n"])
+
+
+def risk_coverage(certainty: pd.Series, right: pd.Series) -> pd.DataFrame:
+    """Share of wrong answers (`risk`) among the most certain, by their share (`coverage`), ties together."""
+    ordered = pd.DataFrame({"c": certainty, "wrong": ~right.astype(bool)}).dropna()
+    groups = ordered.groupby("c")["wrong"].agg(["sum", "size"]).sort_index(ascending=False).cumsum()
+    groups = groups.assign(coverage=groups["size"] / len(ordered), risk=groups["sum"] / groups["size"])
+    return groups.reset_index(names="certainty")[["certainty", "coverage", "risk"]]
+
+
+def rules(table: pd.DataFrame, tau: float = 0.95) -> dict[str, pd.Series]:
+    """By rule, whether each sample is answered right."""
+    asked: Mapping[str, Any] = {
+        f"margin < {tau:g}": table["margin"] < tau, "q < ½": table["q"] < 0.5, "all": True
+    }  # fmt: skip
+    named = {
+        (name, surer): chosen(table, mask, surer) for name, mask in asked.items() for surer in (False, True)
+    }
+    return {f"{name}{', surer' if surer else ''}": value for (name, surer), value in named.items()}

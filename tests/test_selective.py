@@ -1,0 +1,124 @@
+"""Selective TT-SI judged: by hand, against other ways to the same number, and blind where it must be."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from study.analysis import detection, selective
+from study.analysis.statistics import TooFew
+
+
+def rows(arm: str, mode: str, q: list[float], right: list[int | None], margin: float = 0.5) -> pd.DataFrame:
+    """Records of an arm; None = no adapted answer, the base answer stands."""
+    n = len(q)
+    return pd.DataFrame({
+        "benchmark": "b", "sample": [f"s{i}" for i in range(n)], "seed": 0, "arm": arm, "mode": mode,
+        "inference": "direct", "status": "ok", "cluster": [f"c{i}" for i in range(n)], "n_tools": 3,
+        "likelihood": q, "correct": [bool(x) for x in right], "code": "ok", "margin": margin,
+        "adapted": [x is not None and arm != "base" for x in right],
+    })  # fmt: skip
+
+
+BASE = rows("base", "none", [0.9, 0.4, 0.3, 0.2, 0.1, 0.45], [1, 1, 0, 0, 1, 0])
+ALL = rows("tt_si_all", "activated", [0.95, 0.3, 0.6, 0.1, 0.5, 0.4], [1, 0, 1, 1, 0, None])
+
+
+def test_which_answer_stands_by_hand() -> None:
+    table = selective.pairs(pd.concat([BASE, ALL]))
+    assert table["right"].tolist() == [True, True, False, False, True, False]
+    assert table["adapted_right"].isna().tolist() == [False] * 5 + [True], "nothing to accept"
+    assert np.isnan(table["adapted_q"].iloc[5])
+    always = selective.chosen(table, table["q"] < 0.5, surer=False)
+    assert always.tolist() == [True, False, True, True, False, False]
+    surer = selective.chosen(table, table["q"] < 0.5, surer=True)
+    assert surer.tolist() == [True, True, True, False, False, False], "s1, s3 refused; s2, s4 accepted"
+    assert selective.chosen(table, False, surer=False).tolist() == table["right"].tolist()
+
+
+def test_the_hypotheses_by_hand() -> None:
+    found = selective.hypotheses(selective.pairs(pd.concat([BASE, ALL]))).set_index("hypothesis")
+    assert list(found.index) == ["H2", "H3"], "too few answers for an AUC"
+    assert (found.loc["H2", ["gained", "lost"]] == [1, 1]).all() and found.loc["H2", "p"] == 1
+    assert found.loc["H2", "value"] == 0 and found.loc["H2", "n"] == 6
+    kept = ["gains_kept", "gains_refused", "losses_kept", "losses_refused"]
+    assert found.loc["H3", kept].tolist() == [1, 1, 1, 1] and found.loc["H3", "p"] == 1
+    assert (found["p_holm"] == 1).all()
+
+
+def test_a_failure_of_the_machine_is_no_answer() -> None:
+    failed = ALL.assign(status=["ok", "error", *["ok"] * 4])
+    assert "s1" not in set(selective.pairs(pd.concat([BASE, failed]))["sample"])
+
+
+def scores(seed: int, n: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    right = rng.random(n) < 0.4
+    first, second = rng.normal(right, 1), rng.normal(0.5 * right, 1).round(1)
+    return first, second, right
+
+
+def test_delong_is_the_difference_of_the_areas() -> None:
+    first, second, right = scores(0)
+    found = selective.delong(first, second, right)
+    areas = [detection.auc(x, right).value for x in (first, second)]
+    assert found.value == pytest.approx(areas[0] - areas[1])
+    back = selective.delong(second, first, right)
+    assert (back.value, back.low) == pytest.approx((-found.value, -found.high))
+    same = selective.delong(first, 3 * first + 1, right)
+    assert same.value == same.low == same.high == 0, "an area knows order alone"
+
+
+def test_delongs_variance_by_its_definition() -> None:
+    """Sums over pairs, written out: the variance of V10 over the right, of V01 over the wrong answers."""
+    first, second, right = scores(1, 40)
+
+    def psi(x: np.ndarray, i: int, j: int) -> float:
+        return 1.0 if x[i] > x[j] else 0.5 if x[i] == x[j] else 0.0
+
+    yes, no = np.flatnonzero(right), np.flatnonzero(~right)
+    d = {(i, j): psi(first, i, j) - psi(second, i, j) for i, j in itertools.product(yes, no)}
+    v10 = [np.mean([d[i, j] for j in no]) for i in yes]
+    v01 = [np.mean([d[i, j] for i in yes]) for j in no]
+    se = np.sqrt(np.var(v10, ddof=1) / len(yes) + np.var(v01, ddof=1) / len(no))
+    found = selective.delong(first, second, right)
+    assert (found.high - found.low) / 2 == pytest.approx(stats.norm.ppf(0.975) * se)
+
+
+def test_delong_holds_its_level() -> None:
+    """Two scores that know alike: p < .05 in some 5 % of draws."""
+    rng, hits = np.random.default_rng(2), 0
+    for _ in range(400):
+        right = rng.random(80) < 0.5
+        shared = rng.normal(right, 1)
+        pair = (shared + rng.normal(0, 1, 80) for _ in range(2))
+        hits += selective.pooled([selective.delong(*pair, right)])[1] < 0.05
+    assert 0.02 < hits / 400 < 0.09
+
+
+def test_pooling_weighs_by_precision() -> None:
+    first, second, right = scores(3)
+    one = selective.delong(first, second, right)
+    both, _ = selective.pooled([one, one])
+    assert both.value == pytest.approx(one.value) and both.n == 2 * one.n
+    assert both.high - both.low == pytest.approx((one.high - one.low) / np.sqrt(2))
+
+
+def test_too_few_is_said() -> None:
+    with pytest.raises(TooFew, match="2 right"):
+        selective.delong([1, 2, 3], [1, 2, 3], [True, True, False])
+
+
+def test_reliability_and_risk_by_hand() -> None:
+    q = pd.Series([0.05, 0.06, 0.95, 1.0])
+    right = pd.Series([False, True, True, True])
+    bins = selective.reliability(q, right)
+    assert bins["bin"].tolist() == [0, 9] and bins["n"].tolist() == [2, 2]
+    assert bins["right"].tolist() == [0.5, 1.0] and bins["q"].tolist() == pytest.approx([0.055, 0.975])
+    curve = selective.risk_coverage(pd.Series([0.9, 0.9, 0.1, 0.5]), pd.Series([True, False, False, True]))
+    assert curve["coverage"].tolist() == [0.5, 0.75, 1.0], "ties go together"
+    assert curve["risk"].tolist() == pytest.approx([0.5, 1 / 3, 0.5])
