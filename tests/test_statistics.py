@@ -324,6 +324,36 @@ def test_out_of_fold_sees_no_advantage_in_noise():
     assert abs(np.mean(honest)) < 0.08
 
 
+def test_a_useless_score_beats_chance_as_often_as_p_says():
+    """Random numbers reach p ≤ 0.1 in a tenth of the runs, and pass the 95 % mark in a twentieth."""
+    rng = np.random.default_rng(11)
+    found = [
+        detection.best_tau(rng.random(60), np.arange(60) < 27, range(60), seed=seed) for seed in range(120)
+    ]
+    assert np.mean([b.p <= 0.1 for b in found]) == pytest.approx(0.1, abs=0.06)
+    assert np.mean([b.out_of_fold.j.value > b.chance for b in found]) < 0.11
+    assert all(np.isnan(b.out_of_fold.j.low) and np.isnan(b.in_sample.j.high) for b in found)
+
+
+def test_a_score_that_knows_beats_chance():
+    m, right = margins(60, 60, gap=1.5)
+    best = detection.best_tau(m, right, range(120))
+    assert best.p == 1 / (1 + detection.SHUFFLES) and 0 < best.chance < best.out_of_fold.j.value
+
+
+def test_shuffling_keeps_a_samples_seeds_together():
+    """Five seeds that agree are no more evidence than one: as wide a chance, whatever the order of rows."""
+    rng = np.random.default_rng(5)
+    m, right = rng.random(40), np.arange(40) < 18
+    one = detection.best_tau(m, right, range(40))
+    order = rng.permutation(200)
+    rows = [np.tile(x, 5)[order] for x in (m, right, np.arange(40))]
+    five = detection.best_tau(*rows, seeds=5, samples=rows[2].tolist())
+    alone = detection.best_tau(*rows, seeds=5)
+    assert five.chance == pytest.approx(one.chance, abs=0.08)
+    assert alone.chance < 0.75 * one.chance, "shuffled row by row, they would look like five times the data"
+
+
 def test_folds_never_split_a_cluster():
     """Twins with one margin, one right and one wrong: no threshold can be learnt from the other twin."""
     rng = np.random.default_rng(6)

@@ -507,7 +507,11 @@ def test_estimators_judge_the_same_answers():
     assert one["auc"] == other["auc"] == detection.auc(kept["margin"], kept["base_correct"]).value
     assert one["tau_tpr"] == detection.rates(kept["margin"], kept["base_correct"], 0.5).tpr.value
     assert one["best_j"] <= one["peak_j"]
-    assert one["best_f1_low"] < one["best_f1"] < one["best_f1_high"]
+    assert one["tau_f1_low"] < one["tau_f1"] < one["tau_f1_high"]
+    assert pd.isna([one["best_j_low"], one["best_f1_low"]]).all(), "that of a fixed threshold is too narrow"
+    assert 0 < one["best_p"] < 0.05 and one["best_chance"] < one["best_j"]
+    flagged = row_of(mine, estimator="trivial")
+    assert flagged["best_f1_low"] < flagged["best_f1"] < flagged["best_f1_high"]
     wrong = int((~kept["base_correct"]).sum())
     assert row_of(mine, estimator="trivial")["best_f1"] == pytest.approx(2 * wrong / (len(kept) + wrong))
     assert row_of(mine, estimator="trivial")["auc"] == 0.5

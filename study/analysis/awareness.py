@@ -12,19 +12,21 @@ import numpy as np
 import pandas as pd
 
 from study.analysis import detection
-from study.analysis.detection import Rates
+from study.analysis.detection import BestTau, Rates
 from study.analysis.look import NOT_RUN
 from study.analysis.statistics import RESAMPLES, TooFew
 
 CURVES = [
     "panel", "benchmark", "samples", "tau", "tpr", "tpr_low", "tpr_high", "fpr", "fpr_low", "fpr_high",
-    "j", "j_low", "j_high", "f1", "uncertain", "auc", "auc_low", "auc_high", "n_right", "n_wrong", "note",
+    "j", "j_low", "j_high", "f1", "uncertain", "chance", "p", "auc", "auc_low", "auc_high", "n_right",
+    "n_wrong", "note",
 ]  # fmt: skip
 COMPARED = [
     "benchmark", "samples", "estimator", "n_right", "n_wrong", "auc", "auc_low", "auc_high",
-    *(f"{at}_{c}" for at in ("tau", "best", "peak") for c in (
+    *(f"{at}_{c}" for at in ("tau", "best") for c in (
         "tau", "tpr", "tpr_low", "tpr_high", "fpr", "fpr_low", "fpr_high", "j", "j_low", "j_high",
         "f1", "f1_low", "f1_high", "uncertain")),
+    "best_chance", "best_p", *(f"peak_{c}" for c in ("tau", "tpr", "fpr", "j", "f1", "uncertain")),
     "paper_j", "paper_f1", "note",
 ]  # fmt: skip
 
@@ -33,7 +35,7 @@ def curves(group: pd.DataFrame, taus: Sequence[float], column: str = "margin", s
     """What there is to draw of one estimator, long form, `CURVES`; `panel` says what a row is.
 
     Panels: `auc`, `roc`, `tau` (rates at 0, 0.01, …, 1), `at_tau` (the asked `taus`), `best_out_of_fold`,
-    `best_in_sample` (optimistic); or `too_few` with the reason.
+    `best_in_sample` (optimistic); or `too_few` with the reason. `chance`, `p`: see `BestTau`.
     """
     values, right, seeds, counts = _arrays(group, column)
     try:
@@ -50,9 +52,9 @@ def curves(group: pd.DataFrame, taus: Sequence[float], column: str = "margin", s
         for tau in at
     ]
     try:
-        best = detection.best_tau(values, right, group["cluster"].tolist(), seed=seed, seeds=seeds)
+        best = _best(group, column, seed)
         folds = {"panel": "best_out_of_fold", "note": f"{len(best.taus)} folds by cluster"}
-        rows += [folds | _cells(best.out_of_fold)]
+        rows += [folds | _cells(best.out_of_fold) | {"chance": best.chance, "p": best.p}]
         rows += [{"panel": "best_in_sample", "note": "in sample: optimistic"} | _cells(best.in_sample)]
     except TooFew as reason:
         rows += [{"panel": "best_out_of_fold", "note": str(reason)}]
@@ -65,6 +67,12 @@ def _arrays(group: pd.DataFrame, column: str) -> tuple[Any, Any, int, dict[str, 
     values, right = group[column].to_numpy(float), group["base_correct"].to_numpy(bool)
     seeds = max(group["seed"].nunique(), 1)
     return values, right, seeds, {"n_right": right.sum() / seeds, "n_wrong": (~right).sum() / seeds}
+
+
+def _best(group: pd.DataFrame, column: str, seed: int) -> BestTau:
+    values, right, seeds, _ = _arrays(group, column)
+    clusters, samples = (group[c].tolist() for c in ("cluster", "sample"))
+    return detection.best_tau(values, right, clusters, seed=seed, seeds=seeds, samples=samples)
 
 
 def _cells(rates: Rates) -> dict[str, float]:
@@ -83,8 +91,9 @@ def side_by_side(
     `estimators`: column of the group → its name. Samples without a value of *any* of those that were run are
     left out of all, so that every estimator judges the same answers; one that has values for less than half
     of them is left out itself. Prefixes: `tau_` at the asked threshold (None: nowhere), `best_` chosen out of
-    fold by cluster, `peak_` chosen and judged in sample, too good. An estimator that never varies is judged
-    by flagging all. F1 intervals: percentile bootstrap. What was not run says so in `note`.
+    fold by cluster, `peak_` chosen and judged in sample, too good; a chosen threshold has no intervals, but
+    `best_chance` and `best_p` (`BestTau`). An estimator that never varies is judged by flagging all. F1
+    intervals: percentile bootstrap. What was not run says so in `note`.
     """
     n = len(group)
     known = {c: int(group[c].notna().sum()) if c in group else 0 for c in estimators}
@@ -101,23 +110,25 @@ def _judged(group: pd.DataFrame, column: str, tau: float | None, seed: int) -> d
     values, right, seeds, counts = _arrays(group, column)
     row: dict[str, Any] = {**counts, "note": ""}
 
-    def at(name: str, rates: Rates) -> dict[str, float]:
-        cells = _cells(rates) | _f1_interval(rates, counts, seed)
-        return {f"{name}_{k}": v for k, v in cells.items()}
+    def at(name: str, rates: Rates, **other: float) -> dict[str, float]:
+        return {f"{name}_{k}": v for k, v in (_cells(rates) | other).items()}
 
     try:
         detection.check_enough(right, seeds)
         area = detection.auc(values, right, seeds)
         row |= {"auc": area.value, "auc_low": area.low, "auc_high": area.high}
         if tau is not None:
-            row |= at("tau", detection.rates(values, right, tau, seeds))
+            asked = detection.rates(values, right, tau, seeds)
+            row |= at("tau", asked, **_f1_interval(asked, counts, seed))
         if len(np.unique(values)) == 1:
             everything = detection.rates(values, right, np.inf, seeds)
-            return row | at("best", everything) | {"note": "flags everything"}
-        best = detection.best_tau(values, right, group["cluster"].tolist(), seed=seed, seeds=seeds)
+            interval = _f1_interval(everything, counts, seed)
+            return row | at("best", everything, **interval) | {"note": "flags everything"}
+        best = _best(group, column, seed)
     except TooFew as reason:
         return row | {"note": str(reason)}
-    return row | at("best", best.out_of_fold) | at("peak", best.in_sample)
+    found = at("best", best.out_of_fold, chance=best.chance, p=best.p)
+    return row | found | at("peak", best.in_sample)
 
 
 def _f1_interval(rates: Rates, counts: Mapping[str, float], seed: int) -> dict[str, float]:

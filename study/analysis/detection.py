@@ -5,8 +5,8 @@ Shares in [0, 1]. *Positive* means: a wrong base answer, flagged uncertain by ma
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from math import inf, nan, sqrt
 
 import numpy as np
@@ -17,6 +17,7 @@ from study.analysis.statistics import Estimate, Floats, TooFew, Z, wilson
 
 Bools = npt.NDArray[np.bool_]
 MIN_PER_CLASS = 10
+SHUFFLES = 199
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,18 @@ class BestTau:
 
     `taus`, `out_of_fold`: chosen on all folds of clusters but one, judged on the one left out, the
     verdicts pooled (`out_of_fold.tau` is the median of `taus`). `in_sample`: chosen and judged
-    on the same samples, hence too good; only ever shown under that name.
+    on the same samples, hence too good; only ever shown under that name. Neither has intervals: those of
+    a fixed threshold leave out that this one was chosen, and from which folds.
+    `chance`: the J out of fold that 95 % of scores which know nothing stay below: these very scores,
+    shuffled among the samples. `p`: share of them that reach the J seen. Both look upwards only: a J below 0
+    shows no more than that no threshold was found.
     """
 
     taus: tuple[float, ...]
     out_of_fold: Rates
     in_sample: Rates
+    chance: float
+    p: float
 
 
 def check_enough(correct: npt.ArrayLike, seeds: int = 1) -> None:
@@ -169,11 +176,13 @@ def best_tau(
     folds: int = 5,
     seed: int = 0,
     seeds: int = 1,
+    samples: Sequence[Hashable] | None = None,
 ) -> BestTau:
     """The threshold of highest J, honestly (out of fold, by cluster) and in sample; see `BestTau`.
 
     Among equally good thresholds the smallest wins: it adapts the fewest samples. Fewer clusters than
-    `folds` means as many folds as clusters. Raises TooFew under ten right or wrong, with a single
+    `folds` means as many folds as clusters. `samples`: whose row each is, where a sample has several seeds'.
+    Raises TooFew under ten right or wrong, with a single
     cluster, or if a fold leaves nothing wrong (or right) to choose by.
     """
     from sklearn import model_selection
@@ -185,15 +194,53 @@ def best_tau(
     if len(index) < 2:
         raise TooFew("too few: a single cluster leaves nothing to choose tau by")
     splitter = model_selection.StratifiedGroupKFold(min(folds, len(index)), shuffle=True, random_state=seed)
-    flagged, taus = np.zeros(len(m), dtype=bool), []
-    for train, held_out in splitter.split(m, right, groups):
-        if right[train].all() or not right[train].any():
-            raise TooFew("too few: a fold leaves only right or only wrong answers to choose tau by")
-        tau = _peak(m[train], right[train])
-        taus.append(tau)
-        flagged[held_out] = m[held_out] < tau
-    out_of_fold = _rates(flagged, right, float(np.median(taus)), seeds)
-    return BestTau(tuple(taus), out_of_fold, rates(m, right, _peak(m, right), seeds))
+    parts = list(splitter.split(m, right, groups))
+    if any(right[train].all() or not right[train].any() for train, _ in parts):
+        raise TooFew("too few: a fold leaves only right or only wrong answers to choose tau by")
+
+    def out_of_fold(values: Floats) -> tuple[Bools, list[float]]:
+        taus = [_peak(values[train], right[train]) for train, _ in parts]
+        flagged = np.zeros(len(values), dtype=bool)
+        for tau, (_, held_out) in zip(taus, parts, strict=True):
+            flagged[held_out] = values[held_out] < tau
+        return flagged, taus
+
+    flagged, taus = out_of_fold(m)
+    here = flagged[~right].mean() - flagged[right].mean()
+    useless = np.array([
+        f[~right].mean() - f[right].mean()
+        for f, _ in map(out_of_fold, _shuffled(m, samples or range(len(m)), seed))
+    ])  # fmt: skip
+    middle = float(np.median(taus))
+    return BestTau(
+        tuple(taus),
+        _without_intervals(_rates(flagged, right, middle, seeds)),
+        _without_intervals(rates(m, right, _peak(m, right), seeds)),
+        float(np.quantile(useless, 0.95)),
+        float((1 + (useless >= here - 1e-9).sum()) / (1 + SHUFFLES)),
+    )
+
+
+def _shuffled(values: Floats, samples: Sequence[Hashable], seed: int) -> Iterator[Floats]:
+    """The values dealt to other samples, time and again; the rows of a sample stay together."""
+    index = {name: i for i, name in enumerate(dict.fromkeys(samples))}
+    unit = np.array([index[name] for name in samples])
+    rows = [np.flatnonzero(unit == u) for u in range(len(index))]
+    most = max(map(len, rows))
+    table = np.stack([np.resize(r, most) for r in rows])  # a sample that lacks a seed's row repeats another
+    rank = np.empty(len(unit), dtype=int)
+    for r in rows:
+        rank[r] = np.arange(len(r))
+    rng = np.random.default_rng(seed)
+    for _ in range(SHUFFLES):
+        yield values[table[rng.permutation(len(rows))[unit], rank]]
+
+
+def _without_intervals(rates: Rates) -> Rates:
+    bare = {
+        name: replace(getattr(rates, name), low=nan, high=nan, method="none") for name in ("tpr", "fpr", "j")
+    }
+    return replace(rates, **bare)
 
 
 def _peak(margins: Floats, right: Bools) -> float:
