@@ -212,15 +212,15 @@ def drawn(seeds: int = 2, n: int = 40) -> tuple[dict[str, Any], Answers, Answers
     )
     margin, before, after = (draw.random(len(keys)) for _ in range(3))
     made["margin"] = np.where(draw.random(len(keys)) < 0.1, np.nan, margin)
-    base["likelihood"], made["likelihood_adapted"] = before, np.where(after < 0.1, np.nan, after)
+    base["likelihood"], made["likelihood"] = before, np.where(after < 0.1, np.nan, after)
     one, other = Answers(base), Answers(made)
-    none = pd.DataFrame({"sample": ["other"], "seed": [0], "entropy": [0.5]})
+    scores = base[["sample", "seed", "likelihood"]].assign(trivial=0.0, rss=made["margin"])
     frames = {
         "margin": column(made, "margin"),
         "likelihood": column(base, "likelihood"),
-        "after": column(made, "likelihood_adapted"),
+        "after": column(made, "likelihood"),
     }
-    return records.entry(one, [other], none), one, other, frames
+    return records.entry(one, [other], scores), one, other, frames
 
 
 def expected(
