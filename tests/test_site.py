@@ -21,6 +21,7 @@ from test_no_benchmark_text import OURS, forbidden, quotations
 from study.analysis import statistics
 from study.analysis.answers import Answers, Key, column, compare
 from study.run.results import Results
+from study.run.study import Study
 from study.site import front, records
 from study.site.build import ROOT, Site, build
 
@@ -324,6 +325,36 @@ def test_the_sliders_numbers_are_the_studys(site: Path, tab: Page) -> None:
             agrees(evaluate(e, h, tau, accept=True), expected(base, adapted, frames[h], tau, stands))
     e["adapted"] = "-" + e["adapted"][1:]
     assert evaluate(e, "margin", 1.01)["missing"] == 1
+
+
+@needs_chromium
+def test_the_sliders_reach_the_arms_that_were_run(
+    site: Path, tab: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Margin or likelihood as H, each adapted reply or the surer one: what was run, the page selects."""
+    monkeypatch.setenv("TTSI_RUNS", str(tmp_path))
+    study = Study("smoke", benchmarks={"fixture": 24}, modes={"default": ["activated"]})
+    arms = {
+        "tt_si": ("margin", 0.95, False),
+        "tt_si_surer": ("margin", 0.95, True),
+        "tt_si_likelihood": ("likelihood", 0.5, False),
+        "tt_si_selective": ("likelihood", 0.5, True),
+    }
+    study.run(["base", "tt_si_all", *arms], ["fixture"])
+    study.score(["fixture"])
+    rows = study.records().query("inference == 'direct'")
+    e = records.entry(Answers(rows, "base"), [Answers(rows, "tt_si_all")], study.scores())
+    tab.open((site / "explore.html").as_uri())
+    taken = []
+    for arm, (h, tau, accept) in arms.items():
+        rule = json.dumps({"h": h, "tau": tau, "accept": accept})
+        shown = json.loads(tab.run(f"JSON.stringify(evaluate({json.dumps(e)}, {rule}, 1.96))"))
+        own = Answers(rows, arm)
+        assert shown["n"] == own.accuracy.n and shown["missing"] == 0
+        assert shown["accuracy"]["value"] == pytest.approx(own.accuracy.value), arm
+        assert shown["needed"] == own.rows["uncertain"].sum(), arm
+        taken.append(shown["taken"])
+    assert taken[0] > taken[1] > 0 and taken[2] > taken[3], "some are refused"
 
 
 @needs_chromium

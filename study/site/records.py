@@ -65,9 +65,10 @@ def entry(base: Answers, made: Sequence[Answers], scores: pd.DataFrame) -> dict[
     """Two answers to every sample and what there is to choose between them by, in one order of sample × seed.
 
     `base`, `adapted`: verdicts, a character each: 1 right, 0 wrong, x a failure of the machine, - never made.
-    `h`: by column, a number each or null. `accept`: how likely the base answer and the adapted one are to
-    the models that gave them, null if the records don't say. `tokens`: written (`base`: by the base answer, `written`: by G and the
-    adapted answer) and trained on (`trained`). `seeds`: so many neighbours are one sample.
+    `h`: by column, a number each or null. `accept`: how likely the base answer and the adapted one are to the
+    models that gave them, null if the records don't say. `tokens`: written (`base`: by the base answer,
+    `written`: by G and the adapted answer) and trained on (`trained`). `seeds`: so many neighbours are one
+    sample.
 
     made: the answers of arms that adapt; of one that looks at H, only those where it was unsure are adapted.
     """
