@@ -21,6 +21,7 @@ from test_no_benchmark_text import OURS, forbidden, quotations
 from study.analysis import statistics
 from study.analysis.answers import Answers, Key, column, compare
 from study.run.results import Results
+from study.run.study import Study
 from study.site import front, records
 from study.site.build import ROOT, Site, build
 
@@ -212,15 +213,15 @@ def drawn(seeds: int = 2, n: int = 40) -> tuple[dict[str, Any], Answers, Answers
     )
     margin, before, after = (draw.random(len(keys)) for _ in range(3))
     made["margin"] = np.where(draw.random(len(keys)) < 0.1, np.nan, margin)
-    base["likelihood"], made["likelihood_adapted"] = before, np.where(after < 0.1, np.nan, after)
+    base["likelihood"], made["likelihood"] = before, np.where(after < 0.1, np.nan, after)
     one, other = Answers(base), Answers(made)
-    none = pd.DataFrame({"sample": ["other"], "seed": [0], "entropy": [0.5]})
+    scores = base[["sample", "seed", "likelihood"]].assign(trivial=0.0, rss=made["margin"])
     frames = {
         "margin": column(made, "margin"),
         "likelihood": column(base, "likelihood"),
-        "after": column(made, "likelihood_adapted"),
+        "after": column(made, "likelihood"),
     }
-    return records.entry(one, [other], none), one, other, frames
+    return records.entry(one, [other], scores), one, other, frames
 
 
 def expected(
@@ -324,6 +325,36 @@ def test_the_sliders_numbers_are_the_studys(site: Path, tab: Page) -> None:
             agrees(evaluate(e, h, tau, accept=True), expected(base, adapted, frames[h], tau, stands))
     e["adapted"] = "-" + e["adapted"][1:]
     assert evaluate(e, "margin", 1.01)["missing"] == 1
+
+
+@needs_chromium
+def test_the_sliders_reach_the_arms_that_were_run(
+    site: Path, tab: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Margin or likelihood as H, each adapted reply or the surer one: what was run, the page selects."""
+    monkeypatch.setenv("TTSI_RUNS", str(tmp_path))
+    study = Study("smoke", benchmarks={"fixture": 24}, modes={"default": ["activated"]})
+    arms = {
+        "tt_si": ("margin", 0.95, False),
+        "tt_si_surer": ("margin", 0.95, True),
+        "tt_si_likelihood": ("likelihood", 0.5, False),
+        "tt_si_selective": ("likelihood", 0.5, True),
+    }
+    study.run(["base", "tt_si_all", *arms], ["fixture"])
+    study.score(["fixture"])
+    rows = study.records().query("inference == 'direct'")
+    e = records.entry(Answers(rows, "base"), [Answers(rows, "tt_si_all")], study.scores())
+    tab.open((site / "explore.html").as_uri())
+    taken = []
+    for arm, (h, tau, accept) in arms.items():
+        rule = json.dumps({"h": h, "tau": tau, "accept": accept})
+        shown = json.loads(tab.run(f"JSON.stringify(evaluate({json.dumps(e)}, {rule}, 1.96))"))
+        own = Answers(rows, arm)
+        assert shown["n"] == own.accuracy.n and shown["missing"] == 0
+        assert shown["accuracy"]["value"] == pytest.approx(own.accuracy.value), arm
+        assert shown["needed"] == own.rows["uncertain"].sum(), arm
+        taken.append(shown["taken"])
+    assert taken[0] > taken[1] > 0 and taken[2] > taken[3], "some are refused"
 
 
 @needs_chromium

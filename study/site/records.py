@@ -17,7 +17,9 @@ from study.run.results import Results
 NAMES = {"margin": "margin of the tool names", "random": "a random number",
          "perplexity": "perplexity of base's answer", "entropy": "entropy over the tools",
          "smallest_token": "smallest token of base's answer", "disagreement": "disagreement of five answers",
-         "likelihood": "likelihood of base's answer"}  # fmt: skip
+         "likelihood": "likelihood of base's answer", "likelihood_name": "likelihood of its tools' names",
+         "likelihood_keys": "likelihood of its arguments' names",
+         "likelihood_values": "likelihood of its arguments' values"}  # fmt: skip
 """Uncertainties by column, higher = more certain. A column that isn't listed goes by its own name."""
 
 
@@ -63,9 +65,10 @@ def entry(base: Answers, made: Sequence[Answers], scores: pd.DataFrame) -> dict[
     """Two answers to every sample and what there is to choose between them by, in one order of sample × seed.
 
     `base`, `adapted`: verdicts, a character each: 1 right, 0 wrong, x a failure of the machine, - never made.
-    `h`: by column, a number each or null. `accept`: the likelihoods of the base and of the adapted answer,
-    null if the records hold none. `tokens`: written (`base`: by the base answer, `written`: by G and the
-    adapted answer) and trained on (`trained`). `seeds`: so many neighbours are one sample.
+    `h`: by column, a number each or null. `accept`: how likely the base answer and the adapted one are to the
+    models that gave them, null if the records don't say. `tokens`: written (`base`: by the base answer,
+    `written`: by G and the adapted answer) and trained on (`trained`). `seeds`: so many neighbours are one
+    sample.
 
     made: the answers of arms that adapt; of one that looks at H, only those where it was unsure are adapted.
     """
@@ -78,17 +81,17 @@ def entry(base: Answers, made: Sequence[Answers], scores: pd.DataFrame) -> dict[
         wide = known.astype({name: float}).pivot(index="sample", columns="seed", values=name)
         return [None if np.isnan(x) else x for x in wide.reindex_like(like).to_numpy(float).ravel().tolist()]
 
-    h = {c: numbers(seen, c) for c in ("margin", "likelihood") if c in seen}
+    h = {"margin": numbers(seen, "margin")}
     h |= {c: numbers(scores, c) for c in scores.select_dtypes(float).columns if not any(h.get(c, ()))}
     # What tells no samples apart, or says the same under another name, is no choice.
     by_values = {str(v): c for c, v in reversed(h.items()) if len(set(v) - {None}) > 1}
-    accept = {"likelihood", "likelihood_adapted"} <= set(seen)
+    likely = [numbers(frame, "likelihood") for frame in (base.rows, rows) if "likelihood" in frame]
     return {
         "seeds": like.shape[1],
         "base": _verdicts(base, like),
         "adapted": _verdicts(Answers(rows), like),
         "h": {c: {"name": NAMES.get(c, c), "values": v} for c, v in h.items() if by_values.get(str(v)) == c},
-        "accept": [numbers(seen, "likelihood"), numbers(rows, "likelihood_adapted")] if accept else None,
+        "accept": likely if likely and all(set(v) - {None} for v in likely) else None,
         "tokens": {
             "base": numbers(base.rows, "tokens_answer"),
             "written": numbers(rows.assign(all=rows["tokens_g"] + rows["tokens_answer"]), "all"),
