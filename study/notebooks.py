@@ -237,8 +237,10 @@ def run_one(path: Path, parameters: Mapping[str, Any]) -> None:
     base = results.Results(sources.found(source)).profile if source else load_profile(parameters["profile"])
     name = filed_under(base.name, changed=bool(changes(path, parameters)))
     study = opened(parameters)
-    if isinstance(study, Study) and "n" in papermill.inspect_notebook(path):
-        print(estimate(study), flush=True)
+    if isinstance(study, Study):
+        if "n" in papermill.inspect_notebook(path):
+            print(estimate(study), flush=True)
+        study.store.close()
     run_all([path], with_own_data(parameters, study.profile, name), name)
 
 

@@ -189,7 +189,7 @@ def shelf(tmp_path, monkeypatch):
 def test_a_run_uses_this_interpreter_and_the_given_values(shelf, tmp_path):
     shelf("05_which", "import sys\nprint(sys.executable, profile, n)")
     assert notebooks.main(["run", "5", "--profile", "smoke", "n=7"]) == 0
-    copy = nbformat.read(tmp_path / "runs" / "smoke" / "05_which.ipynb", 4)
+    copy = nbformat.read(tmp_path / "runs" / "smoke-changed" / "05_which.ipynb", 4)
     printed = [o["text"].strip() for c in copy.cells for o in c["outputs"]]
     assert printed == [f"{sys.executable} smoke 7"]
 
@@ -203,7 +203,7 @@ def test_a_notebook_sees_nothing_of_the_one_before(shelf, tmp_path):
     loaded = "from study.run.study import Study\nassert Study('smoke').engine.counters.passes == 1"
     shelf("02_second", loaded, "import os\nprint('kept' in globals(), Out, os.getpid())")
     with notebooks.this_kernel() as kernel:
-        copies = [notebooks.execute(p, {"profile": "smoke"}, kernel) for p in notebooks.notebooks()]
+        copies = [notebooks.execute(p, {"profile": "smoke"}, kernel, "smoke") for p in notebooks.notebooks()]
     first, second = (nbformat.read(copy, 4).cells[-1] for copy in copies)
     pid = first["outputs"][0]["data"]["text/plain"].strip("[]")
     assert second["outputs"][0]["text"] == f"False {{}} {pid}\n"
@@ -216,45 +216,70 @@ def test_a_failed_notebook_stops_the_run_and_leaves_nothing(shelf, tmp_path, cap
     shelf("02_bad", "print('half')", "1 / 0")
     shelf("03_after", "print(3)")
     before = dict(os.environ)
-    assert notebooks.main(["run", "02"]) == 1
+    assert notebooks.main(["run", "02", "--profile", "smoke"]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
     with pytest.raises(notebooks.PapermillExecutionError):
-        notebooks.run_all(notebooks.notebooks(), {"profile": "cpu"})
+        notebooks.run_all(notebooks.notebooks(), {"profile": "smoke"}, "smoke")
     left = [p.name for p in (tmp_path / "runs").rglob("*") if p.is_file()]
-    assert left == ["01_good.ipynb"]
+    assert sorted(left) == ["01_good.ipynb", "store.sqlite"]
     assert dict(os.environ) == before
 
 
 def test_a_dead_kernel_is_one_line(shelf, tmp_path, capsys):
     shelf("01_killed", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
-    assert notebooks.main(["run", "01"]) == 1
+    assert notebooks.main(["run", "01", "--profile", "smoke"]) == 1
     assert "process died" in capsys.readouterr().err
-    assert not (tmp_path / "runs").exists()
+    assert not list((tmp_path / "runs").rglob("*.ipynb"))
 
 
 def test_progress_is_shown_and_not_kept(shelf, tmp_path, capfd):
     shelf("01_bar", "import sys\nfrom tqdm import tqdm\nfor _ in tqdm(range(3), file=sys.stderr): pass")
-    assert notebooks.main(["run", "01"]) == 0
+    assert notebooks.main(["run", "01", "--profile", "smoke"]) == 0
     assert "3/3" in capfd.readouterr().err
-    copy = nbformat.read(tmp_path / "runs" / "cpu" / "01_bar.ipynb", 4)
+    copy = nbformat.read(tmp_path / "runs" / "smoke" / "01_bar.ipynb", 4)
     assert [o for c in copy.cells for o in c["outputs"]] == []
 
 
 def test_outputs_are_kept_only_for_the_cells_that_made_them(shelf, tmp_path, capsys):
     shelf("01_good", "print(n + 1)")
     path = tmp_path / "notebooks" / "01_good.ipynb"
-    assert notebooks.main(["run", "01", "n=4"]) == 0
-    assert notebooks.keep_outputs("cpu", ["01"]) == notebooks.keep_outputs("cpu") == [path]
-    assert notebooks.main(["keep", "--profile", "cpu"]) == 0
+    assert notebooks.main(["run", "01", "--profile", "smoke"]) == 0
+    assert notebooks.keep_outputs("smoke", ["01"]) == notebooks.keep_outputs("smoke") == [path]
+    assert notebooks.main(["keep", "--profile", "smoke"]) == 0
     kept = nbformat.read(path, 4)
-    assert [o["text"] for c in kept.cells for o in c["outputs"]] == ["5\n"]
+    assert [o["text"] for c in kept.cells for o in c["outputs"]] == ["2\n"]
     assert len(kept.cells) == 2, "the cells stay the notebook's own: nothing is injected"
     assert kept.metadata["ttsi"]["sources"] == notebooks.sources_hash(kept)
     kept.cells[1]["source"] += "  # edited"
     assert kept.metadata["ttsi"]["sources"] != notebooks.sources_hash(kept)
     nbformat.write(kept, path)
-    assert notebooks.main(["keep", "--profile", "cpu"]) == 1
+    assert notebooks.main(["keep", "--profile", "smoke"]) == 1
     assert "01_good.ipynb has changed" in capsys.readouterr().err
+
+
+def test_a_notebook_carries_the_outputs_of_one_run(shelf, tmp_path, capsys):
+    shelf("01_first", "print(profile, n)")
+    shelf("02_second", "print(profile, n)")
+    path, other = notebooks.notebooks()
+    assert notebooks.main(["run", "01", "--profile", "smoke"]) == 0
+    assert notebooks.main(["run", "02", "--profile", "smoke"]) == 0
+    notebooks.keep_outputs("smoke")
+    # What a changed run shows is never kept under a notebook's own parameters, by whatever name it is filed.
+    assert notebooks.main(["run", "01", "--profile", "smoke", "n=4"]) == 0
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"was run with n=4"):
+        notebooks.keep_outputs("smoke-changed", ["01"])
+    # Outputs of another run stay where they are, unless they are named.
+    for name in ("01_first", "02_second"):
+        copy = tmp_path / "runs" / "other" / f"{name}.ipynb"
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes((tmp_path / "runs" / "smoke" / copy.name).read_bytes())
+    assert notebooks.keep_outputs("other") == []
+    assert "01_first.ipynb keeps the outputs of smoke; N=01 replaces them" in capsys.readouterr().out
+    assert path.read_bytes() == before
+    assert notebooks.keep_outputs("other", ["02"]) == [other]
+    carried = [nbformat.read(p, 4).metadata["ttsi"]["profile"] for p in (path, other)]
+    assert carried == ["smoke", "other"]
 
 
 # --- the study, end to end ------------------------------------------------------------------------------
