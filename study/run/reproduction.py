@@ -37,6 +37,7 @@ ROUNDS = (0, 1, 4)
 """Samples of a cell after the first rounds; from there on group by group."""
 NEEDS_ALL = "needs all samples at once: only a whole run (FROM= empty) computes it"
 _NOBODY = {"context": {"machine": "", "dtype": ""}, "why": {}}
+_STAGES = ("stage", "settings", "benchmark", "sample", "seed", "value")
 _ROWS = """SELECT r.stage, s.json AS settings, r.benchmark, r.sample, r.seed, r.value
     FROM result r JOIN settings s ON s.hash = r.settings WHERE r.status = 'ok'"""
 
@@ -65,8 +66,10 @@ def both(source: str | Path | None, recomputed: str | Path | None = None) -> tup
     Frames without rows stand for what isn't there.
     """
     if source is None:
-        none = pd.DataFrame(columns=[*frames.RECORDS, "stage", "settings", "value"])
-        return (Frames(none, none, none, _NOBODY),) * 2
+        columns = frames.RECORDS, frames.SCORES, [*_STAGES, "model"]
+        records, scores, stages = (pd.DataFrame(columns=list(of)) for of in columns)
+        none = Frames(records, scores, stages, _NOBODY)
+        return none, none
     committed = read(Path(source))
     folder = Path(recomputed or sources.runs_dir() / committed.about["profile"]["name"] / "recomputed")
     if (folder / "header.json").is_file():
