@@ -54,6 +54,19 @@ def chosen(table: pd.DataFrame, adapt: pd.Series | bool, surer: bool) -> pd.Seri
     return table["right"].where(~takes, table["adapted_right"].fillna(False).astype(bool))
 
 
+ACCEPTED = ["n", "accepted", "gained", "lost", "gains_refused", "losses_refused"]
+
+
+def acceptance(table: pd.DataFrame) -> dict[str, int]:
+    """`ACCEPTED`: adapted answers, those that are likelier, and the verdicts that change with either."""
+    tried = table[table["adapted_right"].notna() & table["q"].notna()]
+    kept = tried["adapted_q"] > tried["q"]
+    now = tried["adapted_right"].astype(bool)
+    gain, loss = now & ~tried["right"], ~now & tried["right"]
+    counts = (kept, gain & kept, loss & kept, gain & ~kept, loss & ~kept)
+    return dict(zip(ACCEPTED, (len(tried), *(int(c.sum()) for c in counts)), strict=True))
+
+
 def delong(first: Sequence[float], second: Sequence[float], right: Sequence[bool]) -> Estimate:
     """AUC(first) − AUC(second) as detectors of right answers, both on the same samples, ties counting half.
 

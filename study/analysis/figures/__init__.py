@@ -14,6 +14,7 @@ from study.analysis.figures.results import (
     main_results_figure,
 )
 from study.analysis.figures.scale import figure_scale
+from study.analysis.figures.selective import figure_selective
 from study.analysis.figures.style import COLOURS, save_figure, style
 from study.analysis.figures.synthetic import figure5_embeddings
 
@@ -29,6 +30,7 @@ __all__ = [
     "figure_controls",
     "figure_costs",
     "figure_scale",
+    "figure_selective",
     "figure_threshold",
     "gold_first_figure",
     "main_results_figure",

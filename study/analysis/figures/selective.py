@@ -1,0 +1,51 @@
+"""How nearly q is a probability of being right, and how certain answers must be to be few and right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from study.analysis.figures.style import NEUTRAL, panels, style
+from study.analysis.look import ARMS, label
+
+LINES = {"q": (ARMS["tt_si"], "-", "q"), "margin": (NEUTRAL, "--", "margin")}
+
+
+def figure_selective(
+    bins: Mapping[str, pd.DataFrame], curves: Mapping[tuple[str, str], pd.DataFrame]
+) -> Figure:
+    """Per benchmark, above: share of right base answers by tenth of q; below: risk by coverage of each H.
+
+    bins: by benchmark, of `selective.reliability`. curves: by benchmark and H, of `selective.risk_coverage`.
+    """
+    caption = (
+        "Base answers. Above: share of right answers (95 % Wilson intervals) by tenth of q, the answer's "
+        "likelihood; n beside each point; on the diagonal q is the probability of being right. Below: the "
+        "share of wrong answers among those kept, by the share kept when the least certain are dropped first."
+    )
+    with style():
+        figure, (above, below) = panels(2, [1] * len(bins), 1.7, caption, gap=0.55, between=0.3)
+        for axes, (benchmark, points) in zip(above, bins.items(), strict=True):
+            axes.plot([0, 1], [0, 1], color="#bbbbbb", lw=0.8)
+            error = np.abs(points[["right_low", "right_high"]].to_numpy().T - points["right"].to_numpy())
+            axes.errorbar(points["q"], points["right"], error, fmt="o", ms=3, lw=0.8, color=ARMS["tt_si"])
+            for x, y, n in zip(points["q"], points["right_high"], points["n"], strict=True):
+                axes.annotate(
+                    str(n), (x, y), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=5.5
+                )
+            axes.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.15), xlabel="q")
+            axes.set_title(label(benchmark))
+        for axes, benchmark in zip(below, bins, strict=True):
+            for name, (colour, dash, said) in LINES.items():
+                curve = curves[benchmark, name]
+                axes.step(
+                    curve["coverage"], curve["risk"], where="post", color=colour, ls=dash, lw=1.2, label=said
+                )
+            axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="share of answers kept")
+        above[0].set_ylabel("right")
+        below[0].set_ylabel("wrong among kept")
+        below[0].legend(loc="upper left")
+    return figure
