@@ -25,15 +25,12 @@ FLOORS = {
 }
 
 # Offences of today. Each list must shrink, to nothing in the end; nothing is to be added.
-METHOD = {("ttsi.engines.openai", "study.data.sources")}
+METHOD: set[tuple[str, str]] = set()
 ANALYSIS: set[tuple[str, str]] = set()
 CIRCLES: set[tuple[str, ...]] = set()
 LONG = {
-    "study/run/ray.py",
-    "study/run/study.py",
     "tools/bench.py",
     "tools/bench_report.py",
-    "ttsi/engines/openai.py",
     "ttsi/engines/torch.py",
     "ttsi/engines/vllm.py",
 }

@@ -17,6 +17,7 @@ from study.run.config import Profile
 from study.run.stages import Remembered
 from study.run.store import settings_hash
 from study.run.study import Study
+from ttsi import estimator
 from ttsi.stages import NOT_RUN, Adapted, Done, Fitted, Lesson
 from ttsi.types import Example, Fit, Generation, Query, Synthesis, Uncertainty
 
@@ -128,6 +129,10 @@ class DryRun(Remembered):
         order = {s.id: i for i, s in enumerate(self.study.samples(self.benchmark, self.method.seed))}
         guesses = [Done(Uncertainty(margin, ())) for margin in _GUESSED]
         return {i: d if d.value else guesses[order[i] % len(guesses)] for i, d in known.items()}
+
+    def likelihood(self, reply: Generation) -> float:
+        """Of a reply that wasn't given yet none; of others near enough, without a tokenizer."""
+        return 0.0 if reply is _REPLY else estimator.likelihood(reply.log_probs)
 
     def share(
         self, queries: Sequence[Query], lesson: Lesson, epochs: int | None = None

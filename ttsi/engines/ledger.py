@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -39,6 +40,14 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float | None = None
+
+
+def default_ledger() -> Path:
+    """What engines share unless told otherwise; in TTSI_CACHE, XDG_CACHE_HOME/ttsi or ~/.cache/ttsi."""
+    above = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return (
+        Path(os.environ.get("TTSI_CACHE") or Path(above, "ttsi")).expanduser().absolute() / "endpoints.sqlite"
+    )
 
 
 class Ledger:

@@ -7,10 +7,8 @@ nothing. Paper: section 4, TT-D's teacher.
 
 from __future__ import annotations
 
-import email.utils
 import hashlib
 import json
-import logging
 import os
 import threading
 import time
@@ -18,96 +16,35 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Any
 
 import httpx
 import tenacity
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidationError
 
-from study.data import sources
 from ttsi.engines.base import EngineError, Prompt, Request, TooLong
-from ttsi.engines.ledger import BudgetSpent, Ledger, Usage
+from ttsi.engines.endpoint import (
+    SHORTEST_KEY,
+    Choice,
+    Completion,
+    Discretion,
+    Endpoint,
+    Reply,
+    complaint,
+    counted,
+    retry_after,
+    turns,
+)
+from ttsi.engines.ledger import BudgetSpent, Ledger, Usage, default_ledger
 from ttsi.seeds import reply_seed
 from ttsi.types import Generation, Sampling, Scored
 
 _LONGEST = 8 << 20  # bytes of one answer that are read
-_SHORTEST_KEY = 12  # characters; what is shorter is no secret but a placeholder, and may be a word
-_OWN_FIELDS = {"model", "messages", "stream", "n", "seed", "tools"}
 _FINAL = {
     "insufficient_quota", "billing_hard_limit_reached", "invalid_api_key", "model_not_found",
     "context_length_exceeded", "invalid_request_error", "content_filter", "content_policy_violation",
 }  # fmt: skip
 _PASSING = {408, 409, 425, 429}  # and all from 500 on: statuses that another try may mend
-
-
-class Endpoint(BaseModel):
-    """Where a model is served and how to ask it; unknown keys are refused. Holds no key, only its name."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    base_url: str
-    """What stands before `/chat/completions`, e.g. `http://localhost:8000/v1`."""
-    model: str = Field(min_length=1)
-    key_env: str | None = "OPENAI_API_KEY"
-    """Environment variable that holds the key; null = the endpoint wants none."""
-    decoding: Literal["default", "openai", "vllm"] = "default"
-    """"default" leaves decoding to the endpoint, as the paper does for its teacher; "openai" sends
-    temperature, top-p and seed; "vllm" also top-k and repetition penalty."""
-    reply_tokens: int | None = Field(None, ge=1)
-    """Limit to send in place of the caller's: where a model thinks aloud, that counts towards it."""
-    limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """What the endpoint calls that limit; OpenAI's reasoning models want the second."""
-    extra: dict[str, Any] = Field(default_factory=dict)
-    """More fields of the request body, e.g. `{reasoning_effort: minimal}`."""
-    concurrency: int = Field(4, ge=1, le=256)
-    timeout: float = Field(120.0, gt=0)
-    """Seconds one try may take."""
-    attempts: int = Field(6, ge=1)
-    backoff: float = Field(1.0, ge=0)
-    """Seconds: the first wait is drawn from [0, backoff], and the span doubles with every try, up to 60."""
-    patience: float = Field(300.0, ge=0)
-    """Longest wait (seconds) that an endpoint may ask for; a longer one is a failure."""
-    max_requests: int | None = Field(None, ge=0)
-    max_total_tokens: int | None = Field(None, ge=0)
-    """The budget, over all runs that share the ledger. Requests are counted strictly; tokens before each
-    request, so that those in flight may exceed it by a reply each."""
-    price_prompt: float | None = Field(None, ge=0)
-    price_completion: float | None = Field(None, ge=0)
-    """US dollars per million tokens."""
-
-    @field_validator("base_url")
-    @classmethod
-    def _address(cls, value: str) -> str:
-        parts = urlsplit(value.strip())
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("base_url is no http(s) address")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("base_url is an address and nothing else; a key belongs in the environment")
-        try:
-            httpx.URL(value.strip())
-        except httpx.InvalidURL:
-            raise ValueError("base_url is no http(s) address") from None
-        return value.strip().rstrip("/")
-
-    @field_validator("extra")
-    @classmethod
-    def _more(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if taken := sorted(_OWN_FIELDS & set(value)):
-            raise ValueError(f"extra sets {', '.join(taken)}, which the engine sets itself")
-        return value
-
-    @property
-    def host(self) -> str:
-        """The server's name, for messages."""
-        return urlsplit(self.base_url).netloc
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of what affects a reply: what a store keys results by, as it does by a model's file."""
-        fields = ("base_url", "model", "decoding", "reply_tokens", "limit_field", "extra")
-        text = json.dumps({f: getattr(self, f) for f in fields}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Refused(EngineError):
@@ -118,72 +55,7 @@ class _Passing(EngineError):
     """What another try may mend."""
 
 
-class _Message(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _joined(cls, value: Any) -> Any:
-        """Parts of text as one; what a model thinks in parts of their own is no part of its reply."""
-        if not isinstance(value, list):
-            return value
-        texts = [p if isinstance(p, str) else p.get("text") for p in value if isinstance(p, str | dict)]
-        return "".join(text for text in texts if isinstance(text, str))
-
-
-class _Choice(BaseModel):
-    message: _Message = _Message()
-    finish_reason: Any = None
-    error: Any = None
-
-
-class _Tokens(BaseModel):
-    prompt_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
-    completion_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
-
-
-class _Completion(BaseModel):
-    """The part of an endpoint's answer that is read."""
-
-    choices: list[_Choice] = []
-    usage: _Tokens = _Tokens()
-    error: Any = None
-
-    @field_validator("usage", mode="before")
-    @classmethod
-    def _told(cls, value: Any) -> Any:
-        """A count that isn't told is estimated; a side field must not cost a reply."""
-        told = value if isinstance(value, dict) else {}
-        return {k: told.get(k) for k in _Tokens.model_fields if isinstance(told.get(k), int | float)}
-
-
-class _Reply(BaseModel):
-    """What the ledger keeps of it."""
-
-    text: str
-    finished: bool
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class _Discretion(logging.Filter):
-    """Strikes keys out of what the HTTP libraries log: an endpoint may quote one in its status or headers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.variables: frozenset[str] = frozenset()
-        for library in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy"):
-            logging.getLogger(library).addFilter(self)
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        for key in (os.environ.get(name, "").strip() for name in self.variables):
-            if len(key) >= _SHORTEST_KEY and key in (text := record.getMessage()):
-                record.msg, record.args = text.replace(key, "[key]"), ()
-        return True
-
-
-_DISCRETION = _Discretion()
+_DISCRETION = Discretion()
 
 
 @dataclass(frozen=True)
@@ -210,7 +82,7 @@ class OpenAIEngine:
         self.name = name or endpoint.model
         self.loaded = 0
         """Replies that came from the ledger and cost nothing."""
-        self._ledger = Ledger(ledger or sources.cache_dir() / "endpoints.sqlite")
+        self._ledger = Ledger(ledger or default_ledger())
         self._account = f"{endpoint.base_url} {endpoint.model}"
         self._client = httpx.Client(
             timeout=httpx.Timeout(endpoint.timeout, connect=min(10.0, endpoint.timeout)),
@@ -286,7 +158,7 @@ class OpenAIEngine:
         seed = reply_seed(request.seed, index) % (1 << 31)
         body: dict[str, Any] = {
             "model": e.model,
-            "messages": _turns(request.prompt),
+            "messages": turns(request.prompt),
             e.limit_field: e.reply_tokens or sampling.max_tokens,
         }
         if e.decoding != "default":
@@ -298,16 +170,16 @@ class OpenAIEngine:
         text = json.dumps([e.base_url, body, seed], sort_keys=True)
         return _Ask(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), body)
 
-    def _known(self, wanted: Mapping[str, _Ask]) -> dict[str, _Reply]:
+    def _known(self, wanted: Mapping[str, _Ask]) -> dict[str, Reply]:
         found = {}
         for key, value in self._ledger.replies(wanted).items():
             try:
-                found[key] = _Reply.model_validate_json(value)
+                found[key] = Reply.model_validate_json(value)
             except ValidationError:
                 continue  # damaged: asked for again
         return found
 
-    def _send(self, asks: Sequence[_Ask]) -> dict[str, _Reply]:
+    def _send(self, asks: Sequence[_Ask]) -> dict[str, Reply]:
         """Replies by key. Raises the first failure, once every request has come to its end."""
         if not asks:
             return {}
@@ -323,7 +195,7 @@ class OpenAIEngine:
             raise failures[0]
         return {key: future.result() for key, future in futures.items()}
 
-    def _persist(self, ask: _Ask, stop: threading.Event) -> _Reply:
+    def _persist(self, ask: _Ask, stop: threading.Event) -> Reply:
         """A reply, after as many tries as are allowed: one only while the endpoint is known to be down."""
         e = self.endpoint
         tries = 1 if self._down else e.attempts
@@ -342,7 +214,7 @@ class OpenAIEngine:
         self._down = False
         return reply
 
-    def _try(self, ask: _Ask, stop: threading.Event) -> _Reply:
+    def _try(self, ask: _Ask, stop: threading.Event) -> Reply:
         if self._refusal:
             raise Refused(self._refusal)
         stop.wait(max(0.0, self._not_before - time.monotonic()))
@@ -391,7 +263,7 @@ class OpenAIEngine:
 
     def _refused(self, status: int, headers: httpx.Headers, data: bytes) -> EngineError:
         """The failure that a status other than 200 stands for."""
-        e, (code, said) = self.endpoint, _complaint(data)
+        e, (code, said) = self.endpoint, complaint(data)
         said = self._without_key(said)
         if status in (401, 403):  # what is said there may quote the key
             if e.key_env is None:
@@ -404,7 +276,7 @@ class OpenAIEngine:
         if 300 <= status < 400:
             return Refused(f"{e.base_url} leads elsewhere (HTTP {status}): give the final address")
         if status in _PASSING or status >= 500:
-            wait = _retry_after(headers.get("Retry-After", ""))
+            wait = retry_after(headers.get("Retry-After", ""))
             if wait > e.patience:
                 return EngineError(f"{e.host} asks for a wait of {wait:.0f} s (HTTP {status})")
             self._not_before = max(self._not_before, time.monotonic() + wait)
@@ -413,12 +285,12 @@ class OpenAIEngine:
             return TooLong(f"{e.host}: {said or 'the prompt is too long'}")
         return EngineError(f"{e.host} refused the request (HTTP {status}){said and f': {said}'}")
 
-    def _read(self, body: Mapping[str, Any], data: bytes) -> _Reply:
+    def _read(self, body: Mapping[str, Any], data: bytes) -> Reply:
         try:
-            answer = _Completion.model_validate_json(data)
+            answer = Completion.model_validate_json(data)
         except ValidationError:
             raise _Passing("HTTP 200 without a reply that can be read") from None
-        choice = answer.choices[0] if answer.choices else _Choice(error=answer.error)
+        choice = answer.choices[0] if answer.choices else Choice(error=answer.error)
         error = answer.error or choice.error
         if error or not answer.choices or choice.finish_reason == "error":
             raise self._failed(error)
@@ -426,11 +298,11 @@ class OpenAIEngine:
             raise EngineError(f"{self.endpoint.host} withheld the reply (content filter)")
         text = self._without_key(choice.message.content or choice.message.refusal or "")
         told = answer.usage
-        return _Reply(
+        return Reply(
             text=text,
             finished=choice.finish_reason != "length",
-            prompt_tokens=_known(told.prompt_tokens, json.dumps(body["messages"])),
-            completion_tokens=_known(told.completion_tokens, text),
+            prompt_tokens=counted(told.prompt_tokens, json.dumps(body["messages"])),
+            completion_tokens=counted(told.completion_tokens, text),
         )
 
     def _failed(self, error: Any) -> EngineError:
@@ -438,7 +310,7 @@ class OpenAIEngine:
         data = json.dumps({"error": error}).encode()
         numbers = [error.get(k) for k in ("code", "status")] if isinstance(error, dict) else []
         status = next((s for n in numbers if str(n).isdecimal() and 400 <= (s := int(str(n))) < 600), 0)
-        code, said = _complaint(data)
+        code, said = complaint(data)
         if status or code in _FINAL:
             return self._refused(status or 400, httpx.Headers(), data)
         said = self._without_key(said)
@@ -466,58 +338,13 @@ class OpenAIEngine:
     def _without_key(self, text: str) -> str:
         """The text with the key, should an endpoint send it back, struck out."""
         key = self._key()
-        return text.replace(key, "[key]") if len(key) >= _SHORTEST_KEY else text
+        return text.replace(key, "[key]") if len(key) >= SHORTEST_KEY else text
 
 
-def _turns(prompt: Prompt) -> list[dict[str, str]]:
-    """The prompt as an endpoint reads it. A tool's answer is a user's turn, as its call is text."""
-    turns = [{"role": "system", "content": prompt.system}] if prompt.system else []
-    for message in prompt.messages:
-        if message.role == "tool":
-            said = f"<tool_response>\n{message.content}\n</tool_response>"
-            turns.append({"role": "user", "content": said})
-        else:
-            turns.append({"role": message.role, "content": message.content})
-    return turns
-
-
-def _generation(request: Request, reply: _Reply) -> Generation:
+def _generation(request: Request, reply: Reply) -> Generation:
     start = max(0, reply.text.find(request.opening))
     text = reply.text[start:]
     return Generation(text, (-1,) * reply.completion_tokens, (), reply.finished, reply.prompt_tokens)
-
-
-def _complaint(data: bytes) -> tuple[str, str]:
-    """(code, message on one line) of an error's body; empty where it has none."""
-    try:
-        body = json.loads(data)
-        error = body.get("error", body)
-        found = (error.get("code"), error.get("message")) if isinstance(error, dict) else ("", error)
-    except (ValueError, AttributeError, RecursionError):
-        return "", ""
-    code, said = (" ".join(part.split())[:200] if isinstance(part, str) else "" for part in found)
-    return code, "".join(c if c.isprintable() else "�" for c in said)
-
-
-def _retry_after(value: str) -> float:
-    """Seconds that a Retry-After header asks for, as a number or a date; 0 where there is none."""
-    try:
-        return min(max(0.0, float(value)), 1e9)
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return 0.0
-
-
-def _known(count: int | None, text: str) -> int:
-    """A count of tokens, estimated from the text where it isn't told."""
-    return _estimate(text) if count is None else count
-
-
-def _estimate(text: str) -> int:
-    return len(text.encode("utf-8", "replace")) // 3 + 1
 
 
 __all__ = ["BudgetSpent", "Endpoint", "OpenAIEngine", "Refused", "Usage"]
