@@ -255,6 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("number", help="e.g. 02")
     figures = commands.add_parser("figures", help="all notebooks from an exported run, nothing computed")
     export = commands.add_parser("export", help="writes a run's records, without a benchmark's text")
+    export.add_argument("--onto", action="store_true", help="what the folder holds of earlier machines stays")
     export.add_argument("--to", type=Path, help="folder; results/<profile> unless told otherwise")
     for command in (reproduce, run, export):
         command.add_argument("--profile", default="cpu")
@@ -286,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_one(find(asked.number), {"profile": asked.profile} | given)
         elif asked.command == "export":
             study = Study(load_profile(asked.profile))
-            folder = export_to(study, asked.to or RESULTS / study.profile.name)
+            folder = export_to(study, asked.to or RESULTS / study.profile.name, asked.onto)
             size = sum(path.stat().st_size for path in folder.iterdir())
             print(f"{len(study.records())} records and what they come from: {folder}, {size / 1e6:.1f} MB")
         elif asked.source:

@@ -12,7 +12,7 @@ import pytest
 
 from study.data import benchmarks, sources
 from study.run import redaction
-from study.run.export import export, load_into
+from study.run.export import KEYS, export, load_into
 from study.run.memory import REDACTED
 from study.run.redaction import Redactor, quotations
 from study.run.results import Results
@@ -271,3 +271,26 @@ def test_committed_results_quote_no_benchmark(folder: Path) -> None:
         redactor = Redactor(str(benchmark), samples)
         for sample, value in zip(rows["sample"], rows["value"], strict=True):
             assert not any(redactor.matches(text, sample) for text in strings(value)), (benchmark, sample)
+
+
+def test_a_long_run_is_exported_machine_by_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier machine exported and this one lacks stays; what both have is this one's."""
+    settings = {"n": 4, "variants": {}, "estimators": {}, "inference": ["direct"], "mode": "activated"}
+    folder = tmp_path / "results"
+    for machine, arms in (("one", ["base", "tt_si_icl"]), ("two", ["base", "teacher"])):
+        monkeypatch.setenv("TTSI_RUNS", str(tmp_path / machine))
+        part = Study("smoke", **settings, arms=arms)
+        part.run()
+        export(part, folder, onto=True)
+    records = pd.read_parquet(folder / "records.parquet")
+    assert not records.duplicated(KEYS["records"]).any()
+    assert records.groupby("arm").size().to_dict() == {"base": 4, "tt_si_icl": 4, "teacher": 4}
+    assert not pd.read_parquet(folder / "stages.parquet").duplicated(KEYS["stages"]).any()
+    assert len(json.loads((folder / "header.json").read_text())["earlier"]) == 1
+    whole = Results(folder).under(folder, {"arms": ["base", "tt_si_icl", "teacher"]})
+    assert set(whole.records()["arm"]) == {"base", "tt_si_icl", "teacher"}
+    other = Study("smoke", **settings | {"arms": ["base"]}, epochs=1)
+    with pytest.raises(ValueError, match="made with another epochs"):
+        export(other, folder, onto=True)
+    export(part, folder)
+    assert set(pd.read_parquet(folder / "records.parquet")["arm"]) == {"base", "teacher"}, "not asked to keep"

@@ -12,26 +12,43 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from study.data import benchmarks
 from study.data.downloads import say
 from study.run import frames
+from study.run.config import Profile
 from study.run.keys import prompts_hash
 from study.run.memory import REDACTED
 from study.run.redaction import Redactor, redacted
-from study.run.results import STAGES, about
+from study.run.results import SELECTING, STAGES, about
 from study.run.store import Row, Store
 from study.run.study import Study
 
+_QUESTION = ["variant", "benchmark", "sample", "seed"]
+KEYS: dict[str, list[str]] = {
+    "records": [*_QUESTION, "arm", "mode", "inference", "pool_n"],
+    "scores": _QUESTION,
+    "examples": [*_QUESTION, "writer", "index"],
+    "embeddings": [],
+    "samples": ["benchmark", "sample", "seed"],
+    "stages": ["stage", "settings", "benchmark", "sample", "seed"],
+}
+"""What names a row of each file. The embeddings share their components: they are replaced as a whole."""
 
-def export(study: Study, folder: Path) -> Path:
+
+def export(study: Study, folder: Path, onto: bool = False) -> Path:
     """The folder, holding what is stored of a study and its variants; computes nothing.
 
     `records`, `scores`, `examples`, `embeddings` and `samples` are the frames, `stages` the results they come
     from, `header.json` how it was run; it is written last.
+    onto: rows that the folder holds of an earlier export of the profile, and this run lacks, stay: a long run
+    is exported machine by machine, each with what it computed. Raises ValueError where the earlier one was
+    made under other settings.
     """
+    before = _earlier(study, folder) if onto else None
     parts = [study, *map(study.variant, study.profile.variants)]
     redactors: dict[str, Redactor] = {}
     for part in parts:
@@ -54,9 +71,10 @@ def export(study: Study, folder: Path) -> Path:
         "embeddings": study.embeddings_frame(compute=False),
         "samples": study.everything().samples_frame(),
     }
+    tables["stages"] = _stages(study, parts, redactors)
     for name, table in tables.items():
-        _write(table, folder / f"{name}.parquet")
-    _write(_stages(study, parts, redactors), folder / STAGES)
+        path = folder / f"{name}.parquet"
+        _write(_with_earlier(table, path, KEYS[name]) if before else table, path)
     made = {
         "header": study.header(),
         "context": study.context,
@@ -64,8 +82,35 @@ def export(study: Study, folder: Path) -> Path:
         "missing": study.missing,
         "lacking": [[*key, why] for key, why in study.lacking.items()],
     }
+    if before:
+        made["earlier"] = [*before.get("earlier", []), before["context"]]
     (folder / "header.json").write_text(json.dumps(made, indent=1) + "\n")
     return folder
+
+
+def _earlier(study: Study, folder: Path) -> dict[str, Any] | None:
+    """How the export in a folder was made; None = there is none."""
+    if not (folder / "header.json").exists():
+        return None
+    before = about(folder)
+    was, now = Profile.model_validate(before["profile"]).model_dump(), study.profile.model_dump()
+    if other := [k for k in now if was[k] != now[k] and k not in SELECTING]:
+        raise ValueError(
+            f"the results in {folder} were made with another {', '.join(other)}: export elsewhere"
+        )
+    return before
+
+
+def _with_earlier(table: pd.DataFrame, path: Path, key: Sequence[str]) -> pd.DataFrame:
+    """The table, and those rows of the one in a file that it lacks."""
+    if not path.exists() or (len(table) and not key):
+        return table
+    old = pd.read_parquet(path)
+    if not len(table) or not len(old):
+        return table if len(table) else old
+    here = set(table[key].astype(str).itertuples(index=False, name=None))
+    stays = [row not in here for row in old[key].astype(str).itertuples(index=False, name=None)]
+    return pd.concat([table, old[stays]], ignore_index=True) if any(stays) else table
 
 
 def _names(files: Mapping[str, str], pools: Mapping[str, str]) -> dict[str, dict[str, str]]:

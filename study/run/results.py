@@ -20,7 +20,7 @@ from ttsi.types import Synthesis
 
 STAGES = "stages.parquet"
 _SYNTHESIS = TypeAdapter(Synthesis)
-_SELECTING = {
+SELECTING = {
     "benchmarks",
     "arms",
     "modes",
@@ -65,7 +65,7 @@ class Results:
         whole = cls(folder)
         asked = whole.profile.under(overrides)
         own, others = whole.profile.model_dump(), asked.model_dump()
-        changed = [k for k in own if own[k] != others[k] and k not in _SELECTING]
+        changed = [k for k in own if own[k] != others[k] and k not in SELECTING]
         if changed:
             raise ValueError(
                 f"the results in {folder} were made with "
