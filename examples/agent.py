@@ -41,7 +41,7 @@ def main() -> None:
     """Asks one question and prints the stages and the answer."""
     parser = argparse.ArgumentParser(description="Asks an agent that adapts itself to what it is unsure of.")
     parser.add_argument("question", nargs="?", default="How do I get from Rome to Oslo?")
-    parser.add_argument("--model", default="qwen2.5-coder-0.5b", help="a name, or a ChatML model folder")
+    parser.add_argument("--model", default="qwen2.5-coder-0.5b", help="a name, a folder, or org/name@commit")
     parser.add_argument("--tools", type=Path, help="JSON file: a list of functions")
     parser.add_argument("--tau", type=float, default=0.95, help="adapt where the margin is below")
     asked = parser.parse_args()
