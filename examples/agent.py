@@ -41,7 +41,7 @@ def main() -> None:
     """Asks one question and prints the stages and the answer."""
     parser = argparse.ArgumentParser(description="Asks an agent that adapts itself to what it is unsure of.")
     parser.add_argument("question", nargs="?", default="How do I get from Rome to Oslo?")
-    parser.add_argument("--model", default="qwen2.5-coder-0.5b", help="a name, or a ChatML model folder")
+    parser.add_argument("--model", default="qwen2.5-coder-0.5b", help="a name, a folder, or org/name@commit")
     parser.add_argument("--tools", type=Path, help="JSON file: a list of functions")
     parser.add_argument("--h", choices=["likelihood", "margin"], default="likelihood", help="what H reads")
     parser.add_argument("--tau", type=float, help="adapt where H is below (default: 0.5, of margin 0.95)")

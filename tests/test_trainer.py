@@ -31,7 +31,7 @@ def engine(tiny_folder: Path) -> TorchEngine:
 
 def peft_losses(folder: Path, engine: TorchEngine, job: Job, settings: LoraSettings) -> list[float]:
     """The losses of the usual way: PEFT, torch's AdamW, full logits, masked labels."""
-    tokens = list(engine.chat._user) if settings.mode == "activated" else None
+    tokens = list(engine.chat.invocation) if settings.mode == "activated" else None
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=8,

@@ -65,8 +65,10 @@ def train(engine: TorchEngine, jobs: Sequence[Job], settings: LoraSettings) -> l
     The loss is the mean negative log-likelihood (nats) of the reply's tokens, its end included. Batch
     size 1: one step per example and epoch. Mode `exact` reads the whole prompt through the adapter;
     `activated` reads it from the last user turn on, behind the base model's cached prefix.
-    Jobs must have equally many examples. A job whose loss is not finite raises Diverged.
+    Jobs must have equally many examples. A job whose loss is not finite raises Diverged, a mode that the
+    model's chat template can't serve ValueError.
     """
+    engine.check_mode(settings.mode)
     if len({len(j.examples) for j in jobs}) != 1 or not jobs[0].examples:
         raise ValueError("jobs trained side by side need the same number of examples, at least one")
     data = [[_encode(engine, p, r, settings) for p, r in job.examples] for job in jobs]

@@ -12,8 +12,8 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -99,21 +99,42 @@ def _keep_if_right(path: Path, pin: Pin) -> None:
         raise WrongBytes(f"{wrong}: removed")
 
 
-def from_hub(repo: str, revision: str, pin: Pin, folder: Path) -> None:
-    """Fetch one file of a hub repository into `folder`; huggingface_hub resumes and shows progress."""
+@contextmanager
+def _hub(repo: str) -> Iterator[str]:
+    """The hub's address. Whatever stops the hub within the block is Unavailable, and the message tells."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     if not repo:
         raise Unavailable("it is not on the hub")
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise Unavailable("HF_HUB_OFFLINE is set")
     require_answer(endpoint)
-    from huggingface_hub import hf_hub_download
-
     try:
-        hf_hub_download(repo, pin.name, revision=revision, local_dir=folder, endpoint=endpoint)
-    except Exception as error:  # whatever stops the hub, the mirror is next, and the message tells
+        yield endpoint
+    except Exception as error:
         raise Unavailable(f"{urlsplit(endpoint).hostname}: {one_line(error)}") from error
+
+
+def from_hub(repo: str, revision: str, pin: Pin, folder: Path) -> None:
+    """Fetch one file of a hub repository into `folder`; huggingface_hub resumes and shows progress."""
+    with _hub(repo) as endpoint:
+        from huggingface_hub import hf_hub_download
+
+        hf_hub_download(repo, pin.name, revision=revision, local_dir=folder, endpoint=endpoint)
     _keep_if_right(folder / pin.name, pin)
+
+
+def listed_on_hub(repo: str, revision: str) -> list[Pin]:
+    """What a transformers model of safetensors consists of, with the hashes that the hub has for it."""
+    with _hub(repo) as endpoint:
+        from huggingface_hub import HfApi
+
+        files = HfApi(endpoint).model_info(repo, revision=revision, files_metadata=True).siblings or []
+    kinds = (".json", ".safetensors", ".jinja", ".txt", ".model")
+    return [
+        Pin(f.rfilename, f.size or 0, f.lfs.sha256 if f.lfs else "", "" if f.lfs else f.blob_id or "")
+        for f in files
+        if "/" not in f.rfilename and f.rfilename.endswith(kinds) and "consolidated" not in f.rfilename
+    ]
 
 
 def from_wheels(wheels: Sequence[Pin], pin: Pin, folder: Path) -> None:

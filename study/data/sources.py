@@ -11,11 +11,12 @@ import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ INDEX = "the Python package index (PIP_INDEX_URL, HTTPS_PROXY)"
 class Model:
     """Where a model comes from: one GGUF file, to be dequantised, or safetensors and tokenizer files.
 
-    `bf16_bytes`: size of the dequantised weights, 0 when there is nothing to dequantise.
+    `bf16_bytes`: size of the dequantised weights, 0 when there is nothing to dequantise. `licence` is said
+    when the model is fetched. `template`: a chat template of ours, for a model that has none.
     """
 
     repo: str
@@ -44,10 +46,15 @@ class Model:
     files: tuple[Pin, ...]
     wheels: tuple[Pin, ...]
     bf16_bytes: int
+    licence: str = ""
+    template: str = ""
 
     @property
     def hash(self) -> str:
-        """The GGUF file's SHA-256, or the git revision that fixes all files."""
+        """The GGUF file's SHA-256 (with our template's, if any), or the revision that fixes all files."""
+        if self.template:
+            both = self.files[0].sha256 + digest(_HERE / self.template)
+            return hashlib.sha256(both.encode()).hexdigest()
         return self.files[0].sha256 if self.bf16_bytes else self.revision
 
 
@@ -67,7 +74,8 @@ class _Pins:
     bfcl: Pin
 
 
-_PINS = TypeAdapter(_Pins).validate_json(Path(__file__).with_name("pins.json").read_bytes())
+_HERE = Path(__file__).parent
+_PINS = TypeAdapter(_Pins).validate_json((_HERE / "pins.json").read_bytes())
 MODELS, BENCHMARKS, BFCL = _PINS.models, _PINS.benchmarks, _PINS.bfcl
 DEFAULT = ("bfcl", *BENCHMARKS, "qwen2.5-coder-0.5b")
 
@@ -108,15 +116,16 @@ def data_dirs() -> list[Path]:
 def model_dir(name: str) -> Path:
     """Folder with config, tokenizer and bf16 safetensors, ready for `from_pretrained`.
 
-    `name`: one of MODELS, or the path of a local folder. The first call for a name fetches and
-    dequantises (0.5B: a minute and the download). Every process checks the hash of each file once.
-    The GGUF file goes after dequantising: the manifest, written last, keeps its hash, and a
-    damaged cache is fetched again. Raises Unavailable or WrongBytes.
+    `name`: one of MODELS, the path of a local folder, or a hub id with its commit (`org/name@…`). The first
+    call for a name fetches and dequantises (0.5B: a minute and the download). Every process checks the
+    hash of each file once. The GGUF file goes after dequantising: the manifest, written last, keeps its
+    hash, and a damaged cache is fetched again. Raises Unavailable or WrongBytes.
     """
-    if name not in MODELS:
+    model = MODELS.get(name) or _hub_model(name)
+    if model is None:
         return _local_model(name)
-    model, fetched = MODELS[name], cache_dir() / "downloads" / name
-    folder = built(cache_dir() / "models" / name, model.hash, partial(_fill, name, model, fetched))
+    fetched = cache_dir() / "downloads" / _folder(name)
+    folder = built(cache_dir() / "models" / _folder(name), model.hash, partial(_fill, name, model, fetched))
     shutil.rmtree(fetched, ignore_errors=True)
     return folder
 
@@ -126,16 +135,29 @@ def model_hash(name: str) -> str:
 
     The GGUF file's SHA-256, the hub revision, or for a local folder a hash of its file names and bytes.
     """
-    if name in MODELS:
-        return MODELS[name].hash
+    if model := MODELS.get(name) or _hub_model(name):
+        return model.hash
     files = sorted(path for path in _local_model(name).iterdir() if path.is_file())
     return hashlib.sha256("".join(f"{path.name} {digest(path)}\n" for path in files).encode()).hexdigest()
+
+
+def _folder(name: str) -> str:
+    return name.replace("/", "--")
+
+
+def _hub_model(name: str) -> Model | None:
+    """A model of the hub's, whose files are listed when they are fetched; None for any other name."""
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", name)
+    return Model(match[1], match[2], (), (), 0) if match else None
 
 
 def _local_model(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise Unavailable(f"no model {name!r}: take one of {', '.join(MODELS)}, or a local folder")
+        raise Unavailable(
+            f"no model {name!r}: take one of {', '.join(MODELS)}, a local folder, or a hub id with its "
+            "commit (org/name@ and 40 digits)"
+        )
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise Unavailable(f"{folder} is no model folder: it needs config.json and *.safetensors (no pickles)")
     return folder
@@ -143,6 +165,12 @@ def _local_model(name: str) -> Path:
 
 def _fill(name: str, model: Model, fetched: Path, folder: Path) -> None:
     """Puts a model's files, fetched into a folder of their own, into `folder`, dequantised where need be."""
+    if not model.files:
+        model = replace(model, files=tuple(downloads.listed_on_hub(model.repo, model.revision)))
+        if not any(pin.name.endswith(".safetensors") for pin in model.files):
+            raise Unavailable(f"{name} holds no *.safetensors: ttsi loads nothing else (no pickles)")
+    if model.licence:
+        say(f"{name} comes under {model.licence}")
     total = sum(pin.size for pin in model.files)
     there = sum(path.stat().st_size for path in fetched.rglob("*") if path.is_file())
     # Wheels and the joined file lie side by side for a while, then that file and the bf16 weights.
@@ -151,7 +179,10 @@ def _fill(name: str, model: Model, fetched: Path, folder: Path) -> None:
     paths = [_model_file(name, model, pin, fetched) for pin in model.files]
     if model.bf16_bytes:
         say(f"dequantising {paths[0].name}, once (a minute or two)")
-        return _dequantise(paths[0], folder)
+        _dequantise(paths[0], folder)
+        if model.template:
+            shutil.copyfile(_HERE / model.template, folder / "chat_template.jinja")
+        return
     for path in paths:
         (shutil.move if path.parent == fetched else shutil.copyfile)(path, folder / path.name)
 
@@ -174,10 +205,11 @@ def _model_file(name: str, model: Model, pin: Pin, fetched: Path) -> Path:
     places = [f"https://huggingface.co/{model.repo} (HF_ENDPOINT, HTTPS_PROXY)"] * bool(model.repo)
     places += [INDEX] * bool(model.wheels)
     wrong = any(isinstance(error, WrongBytes) for error in tried)
+    proof = f" (SHA-256 {pin.sha256})" if pin.sha256 else ""
     raise (WrongBytes if wrong else Unavailable)(
         f"model {name} is missing: {'; '.join(map(one_line, tried))}. To get it: let this machine reach "
-        f"{' or '.join(places)}, or put {pin.name} (SHA-256 {pin.sha256}) into a folder {name} and set "
-        f"TTSI_MODELS to the folder above it, or copy {cache_dir() / 'models' / name} from elsewhere"
+        f"{' or '.join(places)}, or put {pin.name}{proof} into a folder {name} and set "
+        f"TTSI_MODELS to the folder above it, or copy {cache_dir() / 'models' / _folder(name)} from elsewhere"
     )
 
 

@@ -14,10 +14,15 @@ _KEPT: dict[tuple[Any, ...], Any] = {}
 
 
 def load(p: Profile, model: str, dtype: str) -> Any:
-    """The engine of a profile over a model; one that was kept, if there is one just like it."""
+    """The engine of a profile over a model; one that was kept, if there is one just like it.
+
+    Raises ValueError for a model whose chat template can't serve the profile's training modes.
+    """
     rank = max(s.rank for s in (p, *map(p.variant, p.variants)))
     key = (p.engine, model_dir(model), dtype, p.threads, p.gpu_memory_utilization, rank)
     _LIVE[key] = engine = _KEPT.get(key) or _started(p, model, dtype, rank)
+    for mode in {m for b in p.benchmarks for m in p.modes_of(b)} if model == p.model else ():
+        engine.check_mode(mode)
     return engine
 
 

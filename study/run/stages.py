@@ -238,6 +238,6 @@ def _save(engine: Any, adapter: Any, folder: Path, model: str) -> None:
     """Writes an adapter in PEFT's format; the folder is whole or not there."""
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
-    engine.lora.save(adapter, new, base_model=model, invocation=engine.chat._user)
+    engine.lora.save(adapter, new, base_model=model, invocation=engine.chat.invocation)
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)

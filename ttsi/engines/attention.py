@@ -20,14 +20,18 @@ def attention(
     Under a mask that `additive` made, query tokens are folded into the group dimension, so that shared
     key-value heads are not copied once per query head at every decoding step.
 
-    ttsi_prefix: keys and values per layer that stand in front of the new ones in a training pass.
+    ttsi_prefix: keys and values per layer that stand in front of the new ones in a training pass. ttsi_near:
+    the mask of layers that attend to a sliding window. Raises ValueError for what is not done here.
     """
-    mask: Any = kwargs.get("ttsi_mask")
+    if other := [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]:
+        raise ValueError(f"the model's attention has {other[0]}, which ttsi's engine doesn't compute")
+    near: Any = kwargs.get("ttsi_near") if kwargs.get("sliding_window") else None
+    mask: Any = kwargs.get("ttsi_mask") if near is None else near
     scale, prefix = kwargs.get("scaling"), kwargs.get("ttsi_prefix")
     if prefix is not None:
         keys, values = prefix[module.layer_idx]
         if query.device.type == "cpu" and query.dtype == torch.float32:
-            if len(query) == 1:  # no padding: the prefix is seen whole
+            if len(query) == 1 and near is None:  # no padding: the prefix is seen whole
                 mask = mask[..., keys.shape[2] :]
             out = _BehindPrefix.apply(query, key, value, keys, values, mask, scale)  # type: ignore[no-untyped-call]
             return out.transpose(1, 2), None
@@ -52,6 +56,19 @@ def additive(mask: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
         return mask
     added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
     return added.repeat(1, 1, groups, 1)
+
+
+def within(window: int | None, positions: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor | None:
+    """A mask less the keys that are `window` or more positions back; None where there are none.
+
+    positions [rows, queries] and keys [rows, keys] say where tokens stand.
+    """
+    if window is None or keys.shape[1] <= window:
+        return None
+    back = positions[:, :, None] - keys[:, None]
+    # Padding, which stands behind all keys, sees the last: what is masked must be finite all the same.
+    near = (back < window) | (keys == keys.amax())[:, None]
+    return (near & (back >= 0))[:, None] if mask is None else near[:, None] & mask
 
 
 class _BehindPrefix(torch.autograd.Function):

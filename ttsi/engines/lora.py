@@ -185,9 +185,13 @@ def _product(x: Tensor, weight: Tensor, packed: Any) -> Tensor:
 
 
 class LoraLayers:
-    """Every linear layer of a decoder but the output head, made ready for adapters."""
+    """Every linear layer of a decoder but the output head, made ready for adapters.
 
-    def __init__(self, decoder: nn.Module) -> None:
+    root: the decoder's own name in the whole model.
+    """
+
+    def __init__(self, decoder: nn.Module, root: str = "model") -> None:
+        self.root = f"base_model.model.{root}"
         self.names: list[str] = []
         self.layers: list[LoraLinear] = []
         for name, module in list(decoder.named_modules()):
@@ -270,8 +274,8 @@ class LoraLayers:
         )
         tensors = {}
         for name, a, b in zip(self.names, adapter.a, adapter.b, strict=True):
-            tensors[f"base_model.model.model.{name}.lora_A.weight"] = a.contiguous().cpu()
-            tensors[f"base_model.model.model.{name}.lora_B.weight"] = b.contiguous().cpu()
+            tensors[f"{self.root}.{name}.lora_A.weight"] = a.contiguous().cpu()
+            tensors[f"{self.root}.{name}.lora_B.weight"] = b.contiguous().cpu()
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(folder))
         save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
@@ -280,7 +284,7 @@ class LoraLayers:
         """An adapter that `save` wrote for such a model; `settings`: those it was trained under."""
         tensors = load_file(str(folder / "adapter_model.safetensors"), device=str(device))
         a, b = (
-            tuple(tensors[f"base_model.model.model.{name}.lora_{side}.weight"].float() for name in self.names)
+            tuple(tensors[f"{self.root}.{name}.lora_{side}.weight"].float() for name in self.names)
             for side in "AB"
         )
         return Adapter(a, b, settings)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hub_logging
 
-from ttsi.engines.attention import additive
+from ttsi.engines.attention import additive, within
 from ttsi.engines.base import EngineError, Prompt, Request, native_dtype
 from ttsi.engines.cache import KeyValues, PrefixCache, RowCache
 from ttsi.engines.chat import Chat, ChatEngine, Encoded
@@ -84,19 +84,22 @@ class TorchEngine(ChatEngine):
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.decoder = self.model.get_decoder()
         self._head = FrozenWeight(self.model.get_output_embeddings().weight)
-        self.lora = LoraLayers(self.decoder)
+        where = {module: name for name, module in self.model.named_modules()}
+        self.lora = LoraLayers(self.decoder, where[self.decoder])
         if pack is None:
             needed = sum(p.numel() * p.element_size() for p in self.model.parameters())
             pack = needed < _free_memory() / 4
         if pack:
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 list(pool.map(FrozenWeight.pack, [self._head, *(x.weight for x in self.lora.layers)]))
-        config = self.model.config
+        config = self.model.config.get_text_config()
         self.context: int = config.max_position_embeddings
         self.groups: int = config.num_attention_heads // config.num_key_value_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         empty = torch.zeros(1, 0, config.num_key_value_heads, dim, dtype=self.dtype, device=self.device)
         self._nothing: KeyValues = [(empty, empty)] * config.num_hidden_layers
+        self.window: int | None = getattr(config, "sliding_window", None)
+        """Tokens that a layer with a sliding window sees; None = there are no such layers."""
         self.prefixes = PrefixCache(prefix_limit or (4 << 30 if self.device.type == "cuda" else 1 << 30))
         self.rows, self.drafts = rows, drafts
         self.counters = Counters()
@@ -105,6 +108,19 @@ class TorchEngine(ChatEngine):
         self._last_block.read_from = 0
         self._last_block.register_forward_pre_hook(_only_read)
         self._last_block.register_forward_hook(_unread_too)
+        self._check(getattr(config, "layer_types", None) or ())
+
+    @torch.no_grad()
+    def _check(self, layers: Sequence[str]) -> None:
+        """Raises ValueError if the model has other layers than `attention` does, or more than a head."""
+        if other := set(layers) - {"full_attention", "sliding_attention"}:
+            raise ValueError(f"the model has layers of {other.pop()}, which ttsi's engine doesn't compute")
+        one = {"input_ids": self._tensor([[0]]), "attention_mask": self._mask4d}
+        ours = self.head(self.decoder(**one).last_hidden_state)
+        theirs = self.model(**one).logits.float()
+        if not torch.allclose(ours, theirs, rtol=0, atol=1e-3 * float(theirs.abs().max())):
+            name = type(self.model).__name__
+            raise ValueError(f"{name} does more with its logits than a product, which ttsi doesn't compute")
 
     # --- forward passes ---------------------------------------------------------------------------------
 
@@ -116,18 +132,25 @@ class TorchEngine(ChatEngine):
         cache: Any,
         prefix: KeyValues | None = None,
         read_from: int = 0,
+        keys: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states [rows, tokens, width]; adapters as applied by the caller.
 
+        keys: where the keys stand that the mask is about [rows, keys]; by default they are the tokens' own.
         read_from: the first token whose hidden state is read; those of the tokens before it are not had.
         """
         self.counters.passes += 1
         self._last_block.read_from = read_from
+        near = within(self.window, positions, positions if keys is None else keys, mask)
+        masks = [
+            m if m is None or cache is None else additive(m, self.groups, self.dtype) for m in (mask, near)
+        ]
         return self.decoder(
             input_ids=ids,
             position_ids=positions,
             attention_mask=self._mask4d,  # four dimensions: transformers builds none of its own
-            ttsi_mask=mask if mask is None or cache is None else additive(mask, self.groups, self.dtype),
+            ttsi_mask=masks[0],
+            ttsi_near=masks[1],
             ttsi_prefix=prefix,
             past_key_values=cache,
             use_cache=cache is not None,
@@ -169,7 +192,7 @@ class TorchEngine(ChatEngine):
         seen = torch.arange(cache.visible, device=self.device)
         mask = (seen[None, None] <= cache.slots[..., None])[:, None]
         whole = len(rows) == 1 and starts[0] == 0
-        return self.forward(ids, cache.slots, None if whole else mask, cache, read_from=read_from)
+        return self.forward(ids, cache.slots, None if whole else mask, cache, None, read_from, seen[None])
 
     # --- scoring ----------------------------------------------------------------------------------------
 
@@ -212,7 +235,8 @@ class TorchEngine(ChatEngine):
         cache = RowCache.of([self.prefix(code.ids[:base])], base + total)
         cache.slots, cache.visible = base + order[None], base + total
         ids = self._tensor([[*stem, *chain.from_iterable(read)]])
-        hidden = self.forward(ids, base + depth, mask, cache, read_from=n - 1)[0]
+        keys = torch.cat([torch.arange(base, device=self.device)[None], base + depth], dim=1)
+        hidden = self.forward(ids, base + depth, mask, cache, None, n - 1, keys)[0]
         self.counters.scored_tokens += total
 
         spans = pairwise(accumulate(map(len, read), initial=n))
@@ -235,6 +259,8 @@ class TorchEngine(ChatEngine):
         """
         if not requests:
             return []
+        for adapter in filter(None, (r.adapter for r in requests)):
+            self.check_mode(adapter.settings.mode)
         with self.outside_failures():
             most = self.rows if self.dtype == torch.float32 else None
             done = Decoder(self, requests, sampling, most).run()
@@ -256,9 +282,11 @@ class TorchEngine(ChatEngine):
         kept, history = [], {}
         for i, (adapter, (code, ids)) in enumerate(zip(adapters, asked, strict=True)):
             exact = adapter is not None and adapter.settings.mode == "exact"
-            kept.append(self.prefix(() if exact else code.ids[: code.prefix]))
-            if adapter is not None and not exact and code.turn > code.prefix:
-                history[i] = ids[code.prefix : code.turn]
+            own = adapter is not None and not exact  # a template without a system turn has it in the user's
+            base = min(code.prefix, code.turn) if own else code.prefix
+            kept.append(self.prefix(() if exact else code.ids[:base]))
+            if own and code.turn > base:
+                history[i] = ids[base : code.turn]
         self._read(kept, history, [None] * len(kept))
         last = self._read(kept, {i: ids[_length(kept[i]) :] for i, (_, ids) in enumerate(asked)}, adapters)
         return list(zip(kept, self.head(last)[:, None], strict=True))
@@ -297,6 +325,7 @@ class TorchEngine(ChatEngine):
         order = torch.arange(ids.shape[1], device=self.device)
         start = torch.tensor(starts, device=self.device)
         mask = prefix = None
+        positions = keys = start[:, None] + order
         if prefixes is not None or len(rows) > 1:
             width = max(map(_length, prefixes)) if prefixes else 0
             before = (torch.arange(width, device=self.device) < start[:, None])[:, None]
@@ -304,8 +333,10 @@ class TorchEngine(ChatEngine):
             mask = torch.cat([before.expand(-1, len(order), -1), own], dim=2)[:, None]
             if prefixes:
                 padded = RowCache.of(prefixes, width).pairs
-                prefix = [(keys.transpose(1, 2), values.transpose(1, 2)) for keys, values in padded]
-        return self.forward(ids, start[:, None] + order, mask, None, prefix, read_from)
+                prefix = [(k.transpose(1, 2), v.transpose(1, 2)) for k, v in padded]
+                behind = torch.arange(width, device=self.device).expand(len(rows), -1)
+                keys = torch.cat([behind, positions], dim=1)
+        return self.forward(ids, positions, mask, None, prefix, read_from, keys)
 
     def label_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Mean loss (nats) of `labels` [tokens] after `hidden` [tokens, width], with a gradient to those."""
