@@ -96,7 +96,7 @@ def _against_base(arms: Sequence[str] = ()) -> Callable[[pd.DataFrame], list[Row
     return rows
 
 
-_TT_SI = _against_base(["tt_si"])
+_TT_SI = _against_base(["tt_si", "tt_si_selective"])
 
 
 def _main(table: pd.DataFrame, folder: Path) -> str:
@@ -107,7 +107,7 @@ def _main(table: pd.DataFrame, folder: Path) -> str:
     base = table[(table["arm"] == "base") & (table["benchmark"] == best["benchmark"])
                  & (table["inference"] == best["inference"])].iloc[0]  # fmt: skip
     largest = (
-        f"the largest is on {look.label(best['benchmark'])} with {best['mode']} adapters, from "
+        f"the largest is {best['arm']}'s on {look.label(best['benchmark'])}, {best['mode']}, from "
         f"{base['accuracy']:.1f} % to {look.spread(best, 'accuracy')} %, p = {best['p']:.2g}"
     )
     return _sentence(f"against the model as it is, {told_from_zero(rows)}", largest)
@@ -243,8 +243,8 @@ def _intervals(rows: Sequence[Row]) -> list[Row]:
 
     out = []
     for r in rows:
-        named = [r.get("model") if r.get("variant") else None, look.label(r["benchmark"]), r.get("inference"),
-                 r.get("mode")]  # fmt: skip
+        named = [r.get("arm"), look.label(r["benchmark"]), r.get("inference"), r.get("mode")]
+        named += [r["model"]] if "variant" in r else []
         name = ", ".join(str(x) for x in named if x and pd.notna(x) and x not in ("direct", "none"))
         low, high = place(r["difference_low"]), place(r["difference_high"])
         text = (
