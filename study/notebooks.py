@@ -36,7 +36,7 @@ from nbclient.exceptions import DeadKernelError
 from nbclient.util import run_sync
 from papermill.exceptions import PapermillExecutionError
 
-from study.analysis.tables import write
+from study.analysis.look import write
 from study.data import sources
 from study.run import reproduction, results
 from study.run.asked import opened, with_own_data

@@ -197,10 +197,10 @@ def test_a_gpu_counts_once_it_was_measured(tmp_path):
 def test_the_figure_draws_what_the_table_says():
     made = priced(both_modes(), [10**i for i in range(3, 10)])
     table, lines = made["table"], made["lines"]
-    ends = lines[np.isclose(lines["queries"], 1e9)].set_index(["source", "arm", "mode"])["hours"]
-    assert ends["paper", "tt_si", "exact"] == pytest.approx(
-        hours(table, 10**9, "tt_si", "exact")["paper_gpu_hours"]
-    )
+    ends = lines[np.isclose(lines["queries"], 1e9)].set_index(["source", "arm", "mode"])["times_base"]
+    theirs, base = (hours(table, 10**9, *of)["paper_gpu_hours"] for of in (("tt_si", "exact"), ("base",)))
+    assert ends["paper", "tt_si", "exact"] == pytest.approx(theirs / base)
+    assert (ends[:, "base", "none"] == 1).all(), "seconds of different machines are never on one axis"
     assert len(ends) == 4 + 3 + 4
     drawn = figures.figure_scale(lines, "A40")
     panels = [axes for axes in drawn.axes if axes.lines]

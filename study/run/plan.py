@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from study.analysis.tables import paper
+from study.analysis import paper
 from study.run import arms
 from study.run.arms import SCORES, Step
 from study.run.config import Profile

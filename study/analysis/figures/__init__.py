@@ -4,7 +4,13 @@ One `style()`, one colour per arm wherever it appears, an interval on every esti
 `save_figure` writes PDF, PNG and the plotted values as CSV; the same values give the same bytes.
 """
 
-from study.analysis.figures.curves import figure2_scaling, figure_break_even, figure_costs, figure_threshold
+from study.analysis.figures.curves import (
+    figure2_scaling,
+    figure_break_even,
+    figure_costs,
+    figure_scale,
+    figure_threshold,
+)
 from study.analysis.figures.data import gold_first_figure
 from study.analysis.figures.estimator import figure4_estimator, figure4_rivals, margins_figure
 from study.analysis.figures.results import (
@@ -13,7 +19,6 @@ from study.analysis.figures.results import (
     figure_controls,
     main_results_figure,
 )
-from study.analysis.figures.scale import figure_scale
 from study.analysis.figures.selective import figure_selective
 from study.analysis.figures.style import COLOURS, save_figure, style
 from study.analysis.figures.synthetic import figure5_embeddings

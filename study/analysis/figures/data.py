@@ -13,7 +13,7 @@ from study.analysis.statistics import wilson
 def gold_first_figure(positions: pd.DataFrame) -> Figure:
     """How often the gold tool is listed first, per benchmark and tool order; tick: chance.
 
-    `positions`: from `tables.gold_positions`.
+    `positions`: notebook 00's.
     """
     colours = {"original": "#aa4499", "shuffled": "#44aa99"}  # no arm's
     there = positions[positions["n"] > 0]

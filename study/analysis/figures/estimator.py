@@ -13,12 +13,17 @@ from study.analysis.figures.style import NEUTRAL, RIGHT, WRONG, apart, draw_inte
 from study.analysis.look import in_order, label, rows_of
 from study.analysis.statistics import wilson
 
+DIAMOND: dict[str, Any] = {
+    "marker": "D", "ls": "", "ms": 5, "mfc": "white", "mew": 1.2, "zorder": 5, "clip_on": False
+}  # fmt: skip
+BESIDE: dict[str, Any] = {"loc": "right", "fontsize": 7.5, "weight": "normal", "color": "#444444"}
+
 
 def figure4_estimator(curves: pd.DataFrame, tau: float = 0.95, samples: str = "two or more tools") -> Figure:
     """Figure 4: per benchmark, TPR, FPR and J against tau (left), ROC with AUC (right), 95 % bands.
 
-    `curves`: from `tables.estimator_curves`. Benchmarks with too few right or wrong answers are
-    named in the caption, not drawn. Diamonds: the paper's numbers.
+    `curves`: notebook 01's. Benchmarks with too few right or wrong answers are named in the caption, not
+    drawn. Diamonds: the paper's numbers.
     """
     mine = curves[(curves["samples"] == samples) | (curves["panel"] == "paper")]
     drawn = in_order(mine.loc[mine["panel"] == "roc", "benchmark"])
@@ -58,21 +63,12 @@ def _draw_rates(axes: Axes, rows: pd.DataFrame, tau: float) -> None:
         else:
             axes.fill_between(lines["tau"], low, high, color=colour, alpha=0.14, lw=0, step="post")
         thick = 1.2 if column == "j" else 2.0  # where J lies on TPR, both are seen
-        axes.plot(
-            lines["tau"],
-            lines[column],
-            dash,
-            color=colour,
-            lw=thick,
-            drawstyle="steps-post",
-            zorder=4 - thick,
-        )
+        axes.plot(lines["tau"], lines[column], dash, color=colour, lw=thick, drawstyle="steps-post",
+                  zorder=4 - thick)  # fmt: skip
         ends[column] = float(lines[column].iloc[-1])
     paper = rows[rows["panel"] == "paper"]
     for column, (_, colour, _) in named.items():
-        axes.plot(
-            paper["tau"], paper[column], "D", ms=5, mfc="white", mec=colour, mew=1.2, clip_on=False, zorder=5
-        )
+        axes.plot(paper["tau"], paper[column], mec=colour, **DIAMOND)
     for (name, colour, _), height in zip(named.values(), apart(list(ends.values()), 0.09), strict=True):
         axes.annotate(name, (1.0, height), xytext=(9, 0), textcoords="offset points", color=colour,
                       va="center", weight="bold", annotation_clip=False)  # fmt: skip
@@ -82,9 +78,7 @@ def _draw_rates(axes: Axes, rows: pd.DataFrame, tau: float) -> None:
     axes.set(xlim=(0, 1), ylim=(np.floor(bottom * 5) / 5, 1), ylabel="share of answers")
     n_right, n_wrong = lines["n_right"].iloc[0], lines["n_wrong"].iloc[0]
     axes.set_title(label(rows["benchmark"].iloc[0]))
-    axes.set_title(
-        f"{n_right:g} right, {n_wrong:g} wrong", loc="right", fontsize=7.5, weight="normal", color="#444444"
-    )
+    axes.set_title(f"{n_right:g} right, {n_wrong:g} wrong", **BESIDE)
 
 
 def _draw_roc(axes: Axes, rows: pd.DataFrame, tau: float) -> None:
@@ -99,16 +93,13 @@ def _draw_roc(axes: Axes, rows: pd.DataFrame, tau: float) -> None:
         axes.errorbar(at["fpr"], at["tpr"], xerr=low, yerr=high, fmt="o", ms=4.5, color=NEUTRAL,
                       elinewidth=0.9, clip_on=False, zorder=4)  # fmt: skip
     paper = rows[rows["panel"] == "paper"]
-    axes.plot(
-        paper["fpr"], paper["tpr"], "D", ms=5, mfc="white", mec=NEUTRAL, mew=1.2, zorder=5, clip_on=False
-    )
+    axes.plot(paper["fpr"], paper["tpr"], mec=NEUTRAL, **DIAMOND)
     for r in rows_of(paper):
         axes.annotate(f"τ = {r['tau']:g}", (r["fpr"], r["tpr"]), xytext=(0, 5), textcoords="offset points",
                       fontsize=6.5, ha="center", va="bottom", color="#444444")  # fmt: skip
     shown = f"AUC {area['auc']:.2f} [{area['auc_low']:.2f}, {area['auc_high']:.2f}]"
-    axes.text(
-        0.98, 0.05, f"{shown}\n● τ = {tau:g}", ha="right", va="bottom", transform=axes.transAxes, fontsize=7.5
-    )
+    shown += f"\n● τ = {tau:g}"
+    axes.text(0.98, 0.05, shown, ha="right", va="bottom", transform=axes.transAxes, fontsize=7.5)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", ylabel="TPR: wrong answers flagged")
 
 
@@ -142,13 +133,8 @@ def margins_figure(scores: pd.DataFrame, tau: float = 0.95) -> Figure:
                 share = wilson((margins < tau).sum() / seeds, n)
                 percent = [100 * x for x in (share.value, share.low, share.high)]
                 shown = "{:.0f} % [{:.0f}, {:.0f}]  ".format(*percent) if len(margins) else ""
-                beside: dict[str, Any] = {
-                    "xy": (1.02, height),
-                    "xycoords": ("axes fraction", "data"),
-                    "va": "center",
-                }
-                shown += f"n = {n:g}"
-                axes.annotate(shown, **beside, color=colour, fontsize=7.5, annotation_clip=False)
+                axes.annotate(f"{shown}n = {n:g}", (1.02, height), xycoords=("axes fraction", "data"),
+                              va="center", color=colour, fontsize=7.5, annotation_clip=False)  # fmt: skip
             axes.axvline(tau, color="#888888", lw=0.9, ls=":")
             axes.set(yticks=[0, 1], ylim=(-0.55, 1.55), xlim=(0, 1), title=label(benchmark))
             axes.set_yticklabels(["wrong", "right"])
@@ -161,7 +147,7 @@ def margins_figure(scores: pd.DataFrame, tau: float = 0.95) -> Figure:
 def figure4_rivals(table: pd.DataFrame, samples: str = "two or more tools") -> Figure:
     """Figure 4, right: AUC, and J and F1 at the threshold chosen out of fold, per benchmark and estimator.
 
-    `table`: from `tables.estimator_comparison`.
+    `table`: notebook 01's.
     """
     mine = table[(table["samples"] == samples) & table["auc"].notna()] if len(table) else table
     drawn = in_order(mine["benchmark"])
@@ -196,16 +182,15 @@ def figure4_rivals(table: pd.DataFrame, samples: str = "two or more tools") -> F
                         axes.plot(scale * r["best_chance"], height, "|", color="#888888", ms=8, mew=1.2)
                     theirs = r.get(column.replace("best", "paper")) if column.startswith("best") else None
                     if theirs is not None and pd.notna(theirs):
-                        axes.plot(scale * theirs, height, "D", ms=5, mfc="white", mec=colour, mew=1.2)
+                        axes.plot(scale * theirs, height, mec=colour, **DIAMOND)
                 if chance is not None:
                     axes.axvline(scale * chance, color="#aaaaaa", lw=0.9)
-                axes.set(
-                    ylim=(most - 0.5, -0.5), xlim=(lowest if column == "best_j" else 0, scale), xlabel=name
-                )
+                start = lowest if column == "best_j" else 0
+                axes.set(ylim=(most - 0.5, -0.5), xlim=(start, scale), xlabel=name)
                 axes.set_xticks([scale * x / 4 for x in range(4)])
                 axes.grid(axis="y", visible=False)
                 axes.set_yticks(range(len(lines)), [r["estimator"] for r in lines] if axes is row[0] else [])
             row[0].set_title(label(benchmark))
             n = f"{lines[0]['n_right']:g} right, {lines[0]['n_wrong']:g} wrong"
-            row[2].set_title(n, loc="right", fontsize=7.5, weight="normal", color="#444444")
+            row[2].set_title(n, **BESIDE)
     return figure

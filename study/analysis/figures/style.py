@@ -89,6 +89,22 @@ def apart(heights: list[float], least: float, top: float = 1.0) -> list[float]:
     return [float(moved[list(order).index(k)]) for k in range(len(heights))]
 
 
+def name_ends(
+    axes: Axes, ends: list[tuple[str, str, float, float]], least: float = 0.065, size: float = 7.5
+) -> None:
+    """Names lines beside their right ends, `least` of the axes apart: name, colour, x and y of each end.
+
+    The axes' scales and limits have to be set.
+    """
+    to_axes = axes.transData + axes.transAxes.inverted()
+    heights = apart([float(to_axes.transform((x, y))[1]) for _, _, x, y in ends], least)
+    for (name, colour, x, y), height in zip(ends, heights, strict=True):
+        leader = {"arrowstyle": "-", "lw": 0.5, "color": colour, "relpos": (0, 0.5), "shrinkB": 0}
+        axes.annotate(name, (x, y), xytext=(1.03, height), textcoords="axes fraction", color=colour,
+                      va="center", fontsize=size, weight="bold", annotation_clip=False,
+                      arrowprops=leader)  # fmt: skip
+
+
 def symmetric(axes: Axes) -> None:
     """Zero in the middle, so that a gain and a loss of the same size look the same."""
     drawn = [abs(x) for x in axes.dataLim.intervalx if np.isfinite(x)]  # infinite where nothing is drawn

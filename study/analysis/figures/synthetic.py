@@ -17,7 +17,7 @@ def figure5_embeddings(points: pd.DataFrame, projection: Projection = "pca") -> 
     """Per benchmark: the questions in 2-D, a line from each seed to its synthetic questions (left); their
     cosine distances to their own and to another seed, as cumulative shares (right).
 
-    `points`: from `tables.embedding_points`.
+    `points`: from `synthetic.laid_out`.
     """
     drawn = [b for b in in_order(points["benchmark"]) if (points["benchmark"] == b).sum() > 2]
     caption = (
@@ -39,12 +39,10 @@ def figure5_embeddings(points: pd.DataFrame, projection: Projection = "pca") -> 
             )
             left.plot(np.stack([pairs["x_of"], pairs["x"]]), np.stack([pairs["y_of"], pairs["y"]]),
                       color="#999999", lw=0.5, zorder=1)  # fmt: skip
-            left.plot(
-                seeds["x"], seeds["y"], "o", ms=3.6, mfc="white", mec=NEUTRAL, mew=0.9, label="seed question"
-            )
-            left.plot(
-                made["x"], made["y"], "x", ms=3.8, mew=1, color=COLOURS["tt_si"], label="synthetic question"
-            )
+            left.plot(seeds["x"], seeds["y"], "o", ms=3.6, mfc="white", mec=NEUTRAL, mew=0.9,
+                      label="seed question")  # fmt: skip
+            left.plot(made["x"], made["y"], "x", ms=3.8, mew=1, color=COLOURS["tt_si"],
+                      label="synthetic question")  # fmt: skip
             left.set(xticks=[], yticks=[], title=label(benchmark))
             left.margins(0.06)
             left.legend(loc="best", handletextpad=0.2)
@@ -53,13 +51,11 @@ def figure5_embeddings(points: pd.DataFrame, projection: Projection = "pca") -> 
                 ("own", "own seed", COLOURS["tt_si"], "-"),
                 ("other", "another's seed", NEUTRAL, (0, (4, 1.5))),
             ):
-                values = np.sort(made[column].dropna().to_numpy())
+                values = made[column].dropna()
                 if len(values):
-                    share = 100 * np.arange(len(values) + 1) / len(values)
-                    right.step(
-                        np.r_[values[0], values], share, where="post", color=colour, ls=dash, label=name
-                    )
-            right.set(ylim=(0, 100), xlabel="cosine distance", ylabel="synthetic questions, %")
+                    right.ecdf(values, color=colour, ls=dash, label=name)
+            right.set(ylim=(0, 1), xlabel="cosine distance", ylabel="synthetic questions, %")
+            right.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}")
             right.set_title(f"n = {n}", loc="right", fontsize=7.5, weight="normal", color="#444444")
             right.set_xlim(left=0)
             if right.get_lines():

@@ -1,6 +1,5 @@
-"""Names that moved to `look` and `paper`, for those who still import them from here."""
+"""Names that moved to `look`, for the bench, which still imports them from here."""
 
-from study.analysis import paper
 from study.analysis.look import label, markdown, write
 
-__all__ = ["label", "markdown", "paper", "write"]
+__all__ = ["label", "markdown", "write"]
