@@ -240,7 +240,15 @@ def test_too_many_other_verdicts_after_training_are_too_many(frames: tuple[Frame
 def test_what_was_made_with_something_else_is_named(frames: tuple[Frames, Frames], key: str) -> None:
     texts = [json.dumps(json.loads(t) | {key: "of old"}) for t in frames[0].stages["settings"]]
     found = problems(frames[0]._replace(stages=frames[0].stages.assign(settings=texts)), frames[1])
-    assert [f for f in found if f.startswith(f"the committed results were made with another {key}")]
+    said = "weights, their hash being {'of old'}" if key == "model" else f"{key}: fixture"
+    assert found == [f"the committed results were made with other {said}"]
+
+
+def test_an_answer_that_cannot_be_computed_is_named(frames: tuple[Frames, Frames]) -> None:
+    records = frames[1].records.copy()
+    records.loc[0, ["status", "error"]] = ["error", "OutOfMemory: no room"]
+    (problem,) = problems(frames[0], frames[1]._replace(records=records))
+    assert problem == "1 answers can't be computed on this machine: OutOfMemory: no room"
 
 
 def test_a_margin_that_is_off_is_named(frames: tuple[Frames, Frames]) -> None:

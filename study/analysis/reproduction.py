@@ -37,7 +37,11 @@ BEYOND = {
 
 
 class Frames(NamedTuple):
-    """A run, committed or recomputed; `about` says how it was made. stages: one row per stored result."""
+    """A run, committed or recomputed. stages: one row per stored result, `model` being the model's name.
+
+    about: how it was made (`context`: machine and dtype; `models`: names of today's weights, by hash), and of
+    a recomputed one `why` something was left out, by benchmark, model, arm or "benchmark arm".
+    """
 
     records: pd.DataFrame
     scores: pd.DataFrame
@@ -146,10 +150,17 @@ def problems(committed: Frames, here: Frames, pairs: Pairs) -> list[str]:
     if not len(pairs.answers) + len(pairs.margins):
         return ["nothing was compared: there was no time, no data or no model for any of it"]
     found, exact = [], here.about["context"]["dtype"] == "float32"
-    for key in ("model", "data", "prompts", "samples"):
+    if strange := set().union(*_made_with(committed.stages, "model").values()) - set(
+        committed.about["models"]
+    ):
+        found.append(f"the committed results were made with other weights, their hash being {strange}")
+    for key in ("data", "prompts", "samples"):
         old, new = (_made_with(f.stages, key) for f in (committed, here))
-        if other := {b: new[b] - old[b] for b in new.keys() & old.keys() if new[b] - old[b]}:
-            found.append(f"the committed results were made with another {key} (its hash here: {other})")
+        if other := sorted(b for b in old.keys() & new.keys() if not old[b] & new[b]):
+            found.append(f"the committed results were made with other {key}: {', '.join(other)}")
+    failed = here.records[here.records["status"] == "error"]
+    if len(failed):
+        found.append(f"{len(failed)} answers can't be computed on this machine: {failed['error'].iloc[0]}")
     for why, said in BEYOND.items():
         ids = pairs.answers.loc[pairs.answers["why"] == why, "sample"].unique()
         if len(ids) and (exact or why != SURE):
@@ -167,7 +178,7 @@ def problems(committed: Frames, here: Frames, pairs: Pairs) -> list[str]:
 
 
 def _made_with(stages: pd.DataFrame, key: str) -> dict[str, set[str]]:
-    """What stage results were made with, by benchmark."""
+    """What stage results were made with, by benchmark: hashes, of every layout, tool order and seed."""
     given = pd.Series([json.loads(text).get(key) for text in stages["settings"]], stages.index, dtype=object)
     return {str(b): set(of.dropna()) for b, of in given.groupby(stages["benchmark"])}
 
@@ -193,11 +204,8 @@ def table(committed: Frames, here: Frames, pairs: Pairs) -> pd.DataFrame:
             row["note"] = next(filter(None, map(here.about["why"].get, names)), "not reached in the minutes")
         else:
             before, after = (mine[c].astype(float) for c in ("correct", "correct_here"))
-            row |= {
-                "n": len(mine),
-                "same_reply": mine["same_reply"].sum(),
-                "margin": mine["margin_off"].max(),
-            }
+            row |= {"n": len(mine), "same_reply": mine["same_reply"].sum()}
+            row |= {"margin": mine["margin_off"].max()}
             row |= percent(statistics.wilson(mine["same_verdict"].sum(), len(mine)), "same_verdict")
             row |= {"accuracy_committed": 100 * before.mean(), "accuracy": 100 * after.mean()}
             row |= percent(statistics.paired(before, after).difference, "difference")
@@ -304,7 +312,11 @@ def figure(of: pd.DataFrame, caption: str) -> Figure:
         names = [f"{look.label(r['benchmark'])}, {r['model']}, n = {r['n']:g}" for r in look.rows_of(of)]
         axes.set_yticks(range(len(of)), names)
         least = min(90.0, of["same_reply"].min() - 2, of["same_verdict_low"].min() - 2)
-        axes.set(xlim=(least, 100.5), ylim=(len(of) - 0.5, -0.5), xlabel="recomputed alike, % of samples")
+        axes.set(
+            xlim=(least, 100 + 0.03 * (100 - least)),
+            ylim=(len(of) - 0.5, -0.5),
+            xlabel="recomputed alike, % of samples",
+        )
         axes.axvline(100 * SAME, color="#999999", lw=0.8, ls=":")
         axes.grid(axis="y", visible=False)
     return drawn

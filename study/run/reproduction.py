@@ -36,7 +36,7 @@ from ttsi.types import Query, Sample
 ROUNDS = (0, 1, 4)
 """Samples of a cell after the first rounds; from there on group by group."""
 NEEDS_ALL = "needs all samples at once: only a whole run (FROM= empty) computes it"
-_NOBODY = {"context": {"machine": "", "dtype": ""}, "why": {}}
+_NOBODY: dict[str, Any] = {"context": {"machine": "", "dtype": ""}, "models": {}, "why": {}}
 _STAGES = ("stage", "settings", "benchmark", "sample", "seed", "value")
 _ROWS = """SELECT r.stage, s.json AS settings, r.benchmark, r.sample, r.seed, r.value
     FROM result r JOIN settings s ON s.hash = r.settings WHERE r.status = 'ok'"""
@@ -57,7 +57,7 @@ def read(folder: Path) -> Frames:
     given = {text: json.loads(text).get("model", "") for text in set(stages["settings"])}
     models = [names.get(given[text], given[text][:12]) for text in stages["settings"]]
     records, scores = (pd.read_parquet(folder / f"{name}.parquet") for name in ("records", "scores"))
-    return Frames(records, scores, stages.assign(model=models), made)
+    return Frames(records, scores, stages.assign(model=models), made | {"models": names})
 
 
 def both(source: str | Path | None, recomputed: str | Path | None = None) -> tuple[Frames, Frames]:
@@ -161,7 +161,9 @@ class Part(Study):
                         Cell(benchmark, seed, step, self._drawn(mine, benchmark, seed), each, once)
                     )
             if len(known):
-                self.cells.append(Cell(benchmark, seed, SCORES, self._drawn(known, benchmark, seed), 0))
+                of = committed.stages[committed.stages["benchmark"] == benchmark].groupby("stage")["seconds"]
+                each = of.mean().reindex(["answer", "score", "whole"]).sum()
+                self.cells.append(Cell(benchmark, seed, SCORES, self._drawn(known, benchmark, seed), each))
         self.cells.sort(key=lambda cell: cell.seconds + cell.once)
         return why | self.missing | {f"{b} {arm}": reason for (b, arm), reason in self.lacking.items()}
 
@@ -172,18 +174,22 @@ class Part(Study):
     def compute(self, number: int, trains: bool, until: float) -> None:
         """A round of the cells that train, or don't, benchmark by benchmark, as far as there is time."""
         for where in dict.fromkeys((c.benchmark, c.seed) for c in self.cells):
+            if (left := until - time.monotonic()) <= 0:
+                break
             queries, due = {q.id: q for q in self._queries(*where)}, []
             for cell in (c for c in self.cells if (c.benchmark, c.seed) == where and c.trains == trains):
                 ids = dict(enumerate(cell.rounds(self.profile.batch))).get(number, ())
-                due += [(cell, ids, cell.seconds * len(ids) + cell.once * (number == 0))] if ids else []
-            if due and (left := until - time.monotonic()) > 0:
+                asked = [queries[i] for i in ids]
+                if self.play(cell.step, asked, *where, False).lacking:
+                    due.append((cell, asked, cell.seconds * len(ids) + cell.once * (number == 0)))
+            if due:
                 arms = " ".join(dict.fromkeys(cell.step.arm for cell, _, _ in due))
                 of = f"{self.profile.model} {self.variant_name}".strip()
                 say(f"{left / 60:.1f} min left: {where[0]}, {of}, round {number + 1}: {arms}")
-            for cell, ids, seconds in due:
+            for cell, asked, seconds in due:
                 if until - time.monotonic() > seconds:
-                    self.at_work = frozenset(ids)
-                    self.play(cell.step, [queries[i] for i in ids], *where, True)
+                    self.at_work = frozenset(q.id for q in asked)
+                    self.play(cell.step, asked, *where, True)
             # An adapter lives until the arms of its samples are done.
             self.adapters.clear()
         self.at_work = None
@@ -243,13 +249,13 @@ def recompute(source: Path, minutes: float, draw: int = 0) -> Path:
     lacking = sources.fetch(sorted(needed - {TINY}))
     for part in parts:
         part.cells = [c for c in part.cells if not lacking.keys() & _models(part, c)]
-    parts.sort(key=lambda part: part.profile.model)
+    models = sorted({part.profile.model for part in parts})
     until = time.monotonic() + 60 * minutes
     for number in range(max((len(list(c.rounds(p.batch))) for part in parts for c in part.cells), default=0)):
         for trains in (False, True):
-            for part in parts:
+            for part in (part for model in models for part in parts if part.profile.model == model):
                 part.compute(number, trains, until)
-            parts.reverse()  # the model that is at work goes on
+            models.reverse()  # the model that is at work goes on
     made = [part.frames() for part in parts]
     for name, columns, at in (("records", [*frames.RECORDS, "settings"], 0), ("scores", frames.SCORES, 1)):
         table = frames.outcomes_frame([row for of in made for row in of[at]], columns)
