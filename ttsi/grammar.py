@@ -2,7 +2,7 @@
 
 For llguidance, in its dialect of Lark. A finished reply names no unknown tool and no undeclared argument,
 lacks no required one, and keeps to declared types, enums and bounds; arguments come in the schema's order, as
-with structured output elsewhere. Not enforced: `pattern`, `format` and `uniqueItems`, checked nowhere, and what
+with structured output elsewhere. Not enforced: `pattern`, `format`, `uniqueItems`, checked nowhere, and what
 no such grammar can: that an object without declared properties says no key twice, that a number is finite.
 """
 
