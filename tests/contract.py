@@ -17,8 +17,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from ttsi.engines.base import Prompt, Request, TooLong
+from ttsi.engines.guide import Guide
 from ttsi.engines.lora import Adapter
-from ttsi.types import Generation, LoraSettings, Message, Sampling
+from ttsi.grammar import grammar
+from ttsi.types import Generation, LoraSettings, Message, Sampling, Tool
 
 Mode = Literal["exact", "activated"]
 GREEDY = Sampling(max_tokens=30)
@@ -33,6 +35,8 @@ PROMPTS = [
     *(Prompt("sys tools hello", (Message("user", "hello " * (i + 1)),)) for i in range(5)),
     Prompt("other tools", CONVERSATION),
 ]
+TOOLS = [Tool('the "é"', "", {"properties": {"on": {"type": "boolean"}}}), Tool("go", "", {})]
+GRAMMARS = [grammar(TOOLS), "", grammar(TOOLS), 'start: "hello"+', "", "start: /[a-f]+/"]
 
 
 def plain_reply(model: Any, engine: Any, prompt: Prompt) -> list[int]:
@@ -147,6 +151,36 @@ class EngineContract:
         room = shared.context - len(shared.encode(PROMPTS[0]).ids)
         assert shared.fits(PROMPTS[0], room)
         assert not shared.fits(PROMPTS[0], room + 1)
+
+    def test_under_a_grammar_greedy_is_the_best_of_what_is_allowed(self, shared: Any, plain: Any) -> None:
+        """In a batch where others are free, some end with the grammar and some are cut."""
+        requests = [Request(p, grammar=g) for p, g in zip(PROMPTS, GRAMMARS, strict=True)]
+        ended = set()
+        for request, (reply,) in zip(requests, shared.generate(requests, GREEDY), strict=True):
+            ids = shared.encode(request.prompt).ids
+            guide = Guide(request.grammar, shared.chat) if request.grammar else None
+            logits = plain(torch.tensor([[*ids, *reply.tokens]])).logits[0, len(ids) - 1 : -1]
+            for token, row in zip(reply.tokens, logits, strict=True):
+                assert token == (guide.masked(row) if guide else row).argmax()
+                if guide:
+                    guide.take(token)
+            want = logits.log_softmax(dim=-1).gather(1, torch.tensor(reply.tokens)[:, None])[:, 0].tolist()
+            assert reply.log_probs == pytest.approx(want, abs=self.tolerance)  # of the raw distribution
+            ended |= {reply.finished} if guide else set()
+        assert ended == {True, False}
+
+    def test_drawn_replies_under_a_grammar_follow_their_seeds_in_any_batch(self, shared: Any) -> None:
+        requests = [
+            Request(p, seed=i, grammar=g) for i, (p, g) in enumerate(zip(PROMPTS, GRAMMARS, strict=True))
+        ]
+        want = tokens(shared.generate(requests, DRAWN))
+        assert tokens(one_by_one(shared, requests, DRAWN)) == want
+        assert want != tokens(shared.generate([Request(r.prompt, r.seed) for r in requests], DRAWN))
+
+    def test_a_grammar_that_cannot_be_read_is_refused(self, shared: Any) -> None:
+        with pytest.raises(ValueError, match="no grammar"):
+            shared.generate([Request(PROMPTS[0], grammar="start: nowhere")], GREEDY)
+        assert shared.generate([Request(PROMPTS[0])], GREEDY)  # and it goes on
 
     # --- scoring ----------------------------------------------------------------------------------------
 

@@ -233,6 +233,8 @@ def test_what_it_cannot_do_is_said(connect: Any) -> None:
         connect().score([], "", [])
     with pytest.raises(NotImplementedError, match="no adapter"):
         connect().generate([ask("x", adapter=object())], Sampling())
+    with pytest.raises(NotImplementedError, match="no grammar"):
+        connect().generate([ask("x", grammar="start: /.*/")], Sampling())
 
 
 # --- the ledger ---------------------------------------------------------------------------------------

@@ -32,7 +32,6 @@ LONG = {
     "tools/bench.py",
     "tools/bench_report.py",
     "ttsi/engines/torch.py",
-    "ttsi/engines/vllm.py",
 }
 
 

@@ -1,10 +1,9 @@
 """The grammar of a query's tools: what a reply may be where it can only be calls of them.
 
-For llguidance, in its dialect of Lark. Under it a finished reply names no unknown tool and no undeclared
-argument, lacks no required one, and has the declared types, enums and bounds. Arguments come in the schema's
-order, as with structured output elsewhere. Not enforced: `pattern`, `format` and `uniqueItems`, which are not
-checked either, and what no such grammar can: that no key is said twice in an object whose properties nobody
-declares, and that a number is finite.
+For llguidance, in its dialect of Lark. A finished reply names no unknown tool and no undeclared argument,
+lacks no required one, and keeps to declared types, enums and bounds; arguments come in the schema's order, as
+with structured output elsewhere. Not enforced: `pattern`, `format`, `uniqueItems`, checked nowhere, and what
+no such grammar can: that an object without declared properties says no key twice, that a number is finite.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
-
-from llguidance import LLMatcher
 
 from ttsi.declared import Declared
 from ttsi.types import Layout, Tool
@@ -118,4 +115,6 @@ def _any_of(ways: list[dict[str, Any]]) -> Any:
 
 
 def _readable(schema: Mapping[str, Any]) -> bool:
+    from llguidance import LLMatcher  # here, for who asks for no grammar may be without it
+
     return not LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(dict(schema)))

@@ -9,12 +9,13 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from torch import Tensor
 
 from ttsi.engines.base import EngineError
 from ttsi.engines.chat import Chat
 
+_LIMITS = LLParserLimits(verbose_errors=False)  # the parser's own, and errors of a line
 _TAG = re.compile("<[!-~]+>")  # in characters that byte-level vocabularies spell as they are
 
 
@@ -25,7 +26,7 @@ class Guide:
     """
 
     def __init__(self, grammar: str, chat: Chat) -> None:
-        self._matcher = LLMatcher(_tokens(chat, chat.stop_ids), grammar, log_level=0)
+        self._matcher = LLMatcher(_tokens(chat, chat.stop_ids), grammar, log_level=0, limits=_LIMITS)
         if self._matcher.is_error():
             raise ValueError(f"no grammar: {self._matcher.get_error()}")
 

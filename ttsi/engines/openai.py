@@ -67,7 +67,7 @@ class _Ask:
 
 
 class OpenAIEngine:
-    """An `Engine` that generates through an endpoint; it can't score, and it takes no adapter.
+    """An `Engine` that generates through an endpoint; it can't score, and takes no adapter or grammar.
 
     ledger: file of replies and requests, by default in the cache folder; the budget is counted over it.
     Failures of the endpoint raise EngineError after the tries that the settings allow, a spent budget
@@ -142,8 +142,8 @@ class OpenAIEngine:
         A reply can't be made to continue `Request.opening`; what stands before the opening is cut off,
         and a reply without it stays as it is.
         """
-        if any(r.adapter is not None for r in requests):
-            raise NotImplementedError(f"{self.name} is behind an endpoint, which takes no adapter")
+        if any(r.adapter is not None or r.grammar for r in requests):
+            raise NotImplementedError(f"{self.name} is behind an endpoint: no adapter and no grammar there")
         asks = [[self._ask(r, sampling, i) for i in range(sampling.n)] for r in requests]
         wanted = {a.key: a for row in asks for a in row}
         replies = self._known(wanted)

@@ -1,13 +1,12 @@
 """vLLM as an engine: it answers and scores, each request under its own LoRA adapter; torch trains beside it.
 
 It serves mode `exact` only: vLLM has no activated adapters. Its processes start when they are first needed,
-and again after they died. This file alone imports vllm, and is imported only by who asks for that engine.
+and again after they died. This file and `vllm_logits` alone import vllm, only for who asks for that engine.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import multiprocessing
 import os
 import shutil
@@ -21,7 +20,6 @@ from unittest.mock import patch
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from ttsi.engines.base import EngineError, Prompt, Request, native_dtype
@@ -38,8 +36,9 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer want
 
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
-from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+from ttsi.engines.guide import Guide
+from ttsi.engines.vllm_logits import GRAMMAR, ForcedTokens, GuidedTokens, forcing
 
 if TYPE_CHECKING:
     from ttsi.engines.lora import Adapter
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
 NO_ACTIVATED = (
     "vLLM has no activated adapters: run mode 'activated' with engine 'torch', or mode 'exact' with 'vllm'"
 )
-_FORCED = "ttsi_forced"
 _FOLDER = "ttsi-adapters-"  # and the process that wrote it
 _CPU_CACHE = 512 << 20  # bytes of key-value cache on a CPU, or as much more as one context window takes
 _CPU_BLOCK = 32  # tokens of a cache block there; prompts share whole blocks
@@ -58,36 +56,6 @@ _TORCHS = {"device", "lora", "training_pass", "label_loss", "embed", "outside_fa
 
 Asked = tuple[Sequence[int], SamplingParams, LoRARequest | None]
 """What vLLM is asked for: the ids of a prompt, how to go on, and under which adapter."""
-
-
-class ForcedTokens(LogitsProcessor):  # type: ignore[misc]
-    """Makes a request's reply the token ids in its `extra_args`; what vLLM reports of them is the scores.
-
-    Runs in vLLM's own process. The reported log-probabilities are raw, hence untouched by this.
-    """
-
-    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        self.device = device
-        self.rows: dict[int, tuple[Sequence[int], list[int]]] = {}
-
-    def is_argmax_invariant(self) -> bool:
-        return False
-
-    def update_state(self, batch_update: BatchUpdate | None) -> None:
-        def row(params: SamplingParams, _: Any, out: list[int]) -> tuple[Sequence[int], list[int]] | None:
-            forced = (params.extra_args or {}).get(_FORCED)
-            return (forced, out) if forced else None
-
-        process_dict_updates(self.rows, batch_update, row)
-
-    def apply(self, logits: Tensor) -> Tensor:
-        # A prompt that is read in several passes is asked for tokens that are then thrown away.
-        due = {row: forced[min(len(out), len(forced) - 1)] for row, (forced, out) in self.rows.items()}
-        if due:
-            rows = torch.tensor(list(due), device=self.device)
-            logits[rows] = -math.inf
-            logits[rows, torch.tensor(list(due.values()), device=self.device)] = 0.0
-        return logits
 
 
 class VllmEngine(ChatEngine):
@@ -175,7 +143,7 @@ class VllmEngine(ChatEngine):
                 max_lora_rank=next(r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= self.rank),
                 max_loras=_MOST_ADAPTERS,
                 logprobs_mode="raw_logprobs",
-                logits_processors=[f"{__name__}:{ForcedTokens.__name__}"],
+                logits_processors=[f"{p.__module__}:{p.__name__}" for p in (ForcedTokens, GuidedTokens)],
                 async_scheduling=False,  # which token is forced depends on how many were read
                 **settings,
             )
@@ -237,7 +205,7 @@ class VllmEngine(ChatEngine):
                 self.check_room(len(before) + len(ids), "to score")
                 parts[-1].append((text, ids[own:], covered))
                 if ids[own:]:
-                    asked.append(([*before, *ids[:own]], _forcing(ids[own:]), None))
+                    asked.append(([*before, *ids[:own]], forcing(ids[own:]), None))
         done = iter(self._ask(asked))
         return [
             [Scored(text, _followed(next(done), ids) if ids else (), tuple(ends)) for text, ids, ends in row]
@@ -250,15 +218,17 @@ class VllmEngine(ChatEngine):
         """`sampling.n` replies per request, decoded together, each row under its own adapter.
 
         Drafts are not used. Raises TooLong if a prompt and its reply exceed the context window, EngineError
-        if vLLM fails, ValueError for an adapter that vLLM can't serve.
+        if vLLM fails, ValueError for an adapter that vLLM can't serve or a grammar that can't be read.
         """
         if not requests:
             return []
+        for grammar in {r.grammar for r in requests} - {""}:
+            Guide(grammar, self.chat)  # in vLLM's process a grammar that can't be read would end it
         prompts = [self.asked(request)[1] for request in requests]
         self.check_room(max(map(len, prompts)) + sampling.max_tokens, "asked for")
         with self._loaded([r.adapter for r in requests]) as loras:
             asked = [
-                (ids, self._params(request.seed, k, sampling), lora)
+                (ids, self._params(request, k, sampling), lora)
                 for request, ids, lora in zip(requests, prompts, loras, strict=True)
                 for k in range(sampling.n)
             ]
@@ -271,7 +241,7 @@ class VllmEngine(ChatEngine):
             for request, ids in zip(requests, prompts, strict=True)
         ]
 
-    def _params(self, seed: int, k: int, sampling: Sampling) -> SamplingParams:
+    def _params(self, request: Request, k: int, sampling: Sampling) -> SamplingParams:
         """How the k-th reply to a request is decoded; each has a seed of its own, the same as under torch.
 
         At temperature 0 vLLM itself lets go of what is about drawing.
@@ -281,11 +251,12 @@ class VllmEngine(ChatEngine):
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             repetition_penalty=sampling.repetition_penalty,
-            seed=reply_seed(seed, k),
+            seed=reply_seed(request.seed, k),
             max_tokens=sampling.max_tokens,
             stop_token_ids=sorted(self.chat.stop_ids),
             logprobs=0,
             detokenize=False,
+            extra_args={GRAMMAR: request.grammar} if request.grammar else None,
         )
 
     # --- adapters ---------------------------------------------------------------------------------------
@@ -354,14 +325,6 @@ def _log_probs(done: Any) -> tuple[float, ...]:
     return tuple(step[token].logprob for token, step in zip(done.token_ids, done.logprobs, strict=True))
 
 
-def _forcing(ids: Sequence[int]) -> SamplingParams:
-    """Makes a reply these token ids, and has their log-probabilities reported."""
-    extra = {_FORCED: ids}
-    return SamplingParams(
-        temperature=0.0, max_tokens=len(ids), logprobs=0, ignore_eos=True, detokenize=False, extra_args=extra
-    )
-
-
 def _followed(done: Any, forced: Sequence[int]) -> tuple[float, ...]:
     """The log-probabilities of a forced reply. Raises EngineError if vLLM said anything else."""
     if list(done.token_ids) != list(forced):
@@ -383,4 +346,4 @@ def _sweep() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-__all__ = ["NO_ACTIVATED", "ForcedTokens", "VllmEngine"]
+__all__ = ["NO_ACTIVATED", "VllmEngine"]
