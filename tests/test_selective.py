@@ -64,12 +64,12 @@ def scores(seed: int, n: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_delong_is_the_difference_of_the_areas() -> None:
     first, second, right = scores(0)
-    found = selective.delong(first, second, right)
+    found = detection.delong(first, second, right)
     areas = [detection.auc(x, right).value for x in (first, second)]
     assert found.value == pytest.approx(areas[0] - areas[1])
-    back = selective.delong(second, first, right)
+    back = detection.delong(second, first, right)
     assert (back.value, back.low) == pytest.approx((-found.value, -found.high))
-    same = selective.delong(first, 3 * first + 1, right)
+    same = detection.delong(first, 3 * first + 1, right)
     assert same.value == same.low == same.high == 0, "an area knows order alone"
 
 
@@ -85,7 +85,7 @@ def test_delongs_variance_by_its_definition() -> None:
     v10 = [np.mean([d[i, j] for j in no]) for i in yes]
     v01 = [np.mean([d[i, j] for i in yes]) for j in no]
     se = np.sqrt(np.var(v10, ddof=1) / len(yes) + np.var(v01, ddof=1) / len(no))
-    found = selective.delong(first, second, right)
+    found = detection.delong(first, second, right)
     assert (found.high - found.low) / 2 == pytest.approx(stats.norm.ppf(0.975) * se)
 
 
@@ -96,21 +96,21 @@ def test_delong_holds_its_level() -> None:
         right = rng.random(80) < 0.5
         shared = rng.normal(right, 1)
         pair = (shared + rng.normal(0, 1, 80) for _ in range(2))
-        hits += selective.pooled([selective.delong(*pair, right)])[1] < 0.05
+        hits += detection.pooled([detection.delong(*pair, right)])[1] < 0.05
     assert 0.02 < hits / 400 < 0.09
 
 
 def test_pooling_weighs_by_precision() -> None:
     first, second, right = scores(3)
-    one = selective.delong(first, second, right)
-    both, _ = selective.pooled([one, one])
+    one = detection.delong(first, second, right)
+    both, _ = detection.pooled([one, one])
     assert both.value == pytest.approx(one.value) and both.n == 2 * one.n
     assert both.high - both.low == pytest.approx((one.high - one.low) / np.sqrt(2))
 
 
 def test_too_few_is_said() -> None:
     with pytest.raises(TooFew, match="2 right"):
-        selective.delong([1, 2, 3], [1, 2, 3], [True, True, False])
+        detection.delong([1, 2, 3], [1, 2, 3], [True, True, False])
 
 
 def test_reliability_and_risk_by_hand() -> None:

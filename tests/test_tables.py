@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from cells import played
 
-from study.analysis import awareness, costs, detection, figures, look, paper, statistics, synthetic
+from study.analysis import awareness, costs, detection, figures, look, paper, selective, statistics, synthetic
 from study.analysis.answers import joined, split
 from ttsi.types import Call, Example, Synthesis
 
@@ -845,3 +845,38 @@ def test_accuracy_without_what_nobody_can_know() -> None:
     table = played("02", pd.DataFrame(rows), "known")["known"].set_index("samples")
     assert table.loc["all", ["n", "accuracy"]].tolist() == [4, 25.0]
     assert table.loc["knowable", ["n", "accuracy"]].tolist() == [2, 50.0]
+
+
+def test_areas_are_compared_on_the_same_answers() -> None:
+    """DeLong against the first estimator, Holm over the others; what never varies has no such test."""
+    rng = np.random.default_rng(0)
+    right = rng.random(80) < 0.5
+    group = pd.DataFrame({
+        "benchmark": "b", "sample": [f"s{i}" for i in range(80)], "cluster": [f"s{i}" for i in range(80)],
+        "seed": 0, "n_tools": 3, "base_correct": right, "margin": rng.random(80),
+        "good": right + rng.normal(0, 0.6, 80), "poor": rng.random(80), "flat": 0.0,
+    })  # fmt: skip
+    names = {"margin": "margin", "good": "good", "poor": "poor", "flat": "flat"}
+    table = awareness.side_by_side(group, names).set_index("estimator")
+    assert table.loc["good", "auc_difference"] == pytest.approx(
+        table.loc["good", "auc"] - table.loc["margin", "auc"]
+    )
+    assert table.loc["good", "auc_difference_low"] > 0 and table.loc["good", "auc_p_holm"] < 0.01
+    assert table.loc["good", "auc_p_holm"] == pytest.approx(2 * table.loc["good", "auc_p"])
+    assert table["auc_difference"].isna().to_dict() == {
+        "margin": True, "good": False, "poor": False, "flat": True
+    }  # fmt: skip
+
+
+def test_what_is_to_be_confirmed_is_sealed_until_it_is_whole() -> None:
+    counts = selective.PRIMARY | {"sealtool": 4}
+    whole = pd.DataFrame(
+        [
+            {"benchmark": b, "sample": f"{b}-{i}", "likelihood": 0.5}
+            for b, n in counts.items()
+            for i in range(n)
+        ]
+    )
+    assert selective.sealed(whole)["likelihood"].notna().all()
+    part = selective.sealed(whole.drop(index=0))
+    assert part["likelihood"].notna().sum() == 4 and set(part.dropna()["benchmark"]) == {"sealtool"}

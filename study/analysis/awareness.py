@@ -14,7 +14,7 @@ import pandas as pd
 from study.analysis import detection
 from study.analysis.detection import BestTau, Rates
 from study.analysis.look import NOT_RUN
-from study.analysis.statistics import RESAMPLES, TooFew
+from study.analysis.statistics import RESAMPLES, TooFew, holm
 
 CURVES = [
     "panel", "benchmark", "samples", "tau", "tpr", "tpr_low", "tpr_high", "fpr", "fpr_low", "fpr_high",
@@ -23,6 +23,7 @@ CURVES = [
 ]  # fmt: skip
 COMPARED = [
     "benchmark", "samples", "estimator", "n_right", "n_wrong", "auc", "auc_low", "auc_high",
+    "auc_difference", "auc_difference_low", "auc_difference_high", "auc_p", "auc_p_holm",
     *(f"{at}_{c}" for at in ("tau", "best") for c in (
         "tau", "tpr", "tpr_low", "tpr_high", "fpr", "fpr_low", "fpr_high", "j", "j_low", "j_high",
         "f1", "f1_low", "f1_high", "uncertain")),
@@ -93,7 +94,8 @@ def side_by_side(
     of them is left out itself. Prefixes: `tau_` at the asked threshold (None: nowhere), `best_` chosen out of
     fold by cluster, `peak_` chosen and judged in sample, too good; a chosen threshold has no intervals, but
     `best_chance` and `best_p` (`BestTau`). An estimator that never varies is judged by flagging all. F1
-    intervals: percentile bootstrap. What was not run says so in `note`.
+    intervals: percentile bootstrap. `auc_difference`: to the first estimator's AUC, by DeLong's test of areas
+    over the same answers, Holm over the others. What was not run says so in `note`.
     """
     n = len(group)
     known = {c: int(group[c].notna().sum()) if c in group else 0 for c in estimators}
@@ -103,7 +105,28 @@ def side_by_side(
     for column, name in estimators.items():
         few = {"note": f"run on {known[column]} of {n} samples only" if known[column] else NOT_RUN}
         rows.append({"estimator": name} | (_judged(group, column, tau, seed) if column in run else few))
-    return pd.DataFrame(rows, columns=COMPARED)
+    table = pd.DataFrame(rows, columns=COMPARED)
+    return _differing(table, group, [c if c in run else "" for c in estimators])
+
+
+def _differing(table: pd.DataFrame, group: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """The table with each area's difference to the first one's; at one seed, since it counts samples."""
+    first, *others = columns
+    right, found = group["base_correct"].tolist(), {}
+    for row, column in enumerate(others, 1):
+        if not first or not column or group["seed"].nunique() > 1 or group[column].nunique() < 2:
+            continue
+        try:
+            differs = detection.delong(group[column].tolist(), group[first].tolist(), right)
+        except TooFew:
+            return table
+        found[row] = detection.pooled([differs])[1]
+        table.loc[row, ["auc_difference", "auc_difference_low", "auc_difference_high", "auc_p"]] = (
+            differs.value, differs.low, differs.high, found[row],
+        )  # fmt: skip
+    for row, p in holm(found).items():
+        table.loc[row, "auc_p_holm"] = p
+    return table
 
 
 def _judged(group: pd.DataFrame, column: str, tau: float | None, seed: int) -> dict[str, Any]:

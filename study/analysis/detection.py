@@ -11,7 +11,7 @@ from math import inf, nan, sqrt
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize
+from scipy import optimize, stats
 
 from study.analysis.statistics import Estimate, Floats, TooFew, Z, wilson
 
@@ -264,3 +264,33 @@ def _margins(margins: npt.ArrayLike, correct: npt.ArrayLike) -> tuple[Floats, Bo
     if right.all() or not right.any():
         raise TooFew(f"too few: {right.sum()} right, {(~right).sum()} wrong")
     return m, right
+
+
+def delong(first: Sequence[float], second: Sequence[float], right: Sequence[bool]) -> Estimate:
+    """AUC(first) − AUC(second) as detectors of right answers, both on the same samples, ties counting half.
+
+    DeLong, DeLong and Clarke-Pearson (1988), Biometrics 44:837; `pooled` gives the p-value. Raises TooFew
+    where there are fewer than MIN_PER_CLASS right or wrong answers.
+    """
+    known, parts = np.asarray(right, bool), []
+    if min(known.sum(), (~known).sum()) < MIN_PER_CLASS:
+        raise TooFew(f"{known.sum()} right and {(~known).sum()} wrong answers: fewer than {MIN_PER_CLASS}")
+    for scores in (np.asarray(first, float), np.asarray(second, float)):
+        gap = scores[known][:, None] - scores[~known][None, :]
+        parts.append((gap > 0) + 0.5 * (gap == 0))
+    differs = parts[0] - parts[1]
+    value = float(differs.mean())
+    variance = differs.mean(1).var(ddof=1) / known.sum() + differs.mean(0).var(ddof=1) / (~known).sum()
+    spread = float(np.sqrt(variance))
+    return Estimate(value, value - Z * spread, value + Z * spread, len(known), "DeLong")
+
+
+def pooled(estimates: Sequence[Estimate]) -> tuple[Estimate, float]:
+    """Estimates with normal intervals, weighted by 1 / variance, and the two-sided p of their being 0."""
+    spreads: Floats = np.array([(e.high - e.low) / (2 * Z) for e in estimates])
+    weights = 1 / np.maximum(spreads, 1e-12) ** 2
+    value = float((weights * [e.value for e in estimates]).sum() / weights.sum())
+    spread = float(1 / np.sqrt(weights.sum()))
+    n = sum(e.n for e in estimates)
+    p = float(2 * stats.norm.sf(abs(value) / spread))
+    return Estimate(value, value - Z * spread, value + Z * spread, n, "inverse variance"), p

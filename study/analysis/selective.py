@@ -5,7 +5,7 @@ Frames hold one row per sample. q: the likelihood of an answer, in [0, 1], under
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,28 @@ import pandas as pd
 from scipy import stats
 
 from study.analysis import statistics
-from study.analysis.detection import MIN_PER_CLASS
-from study.analysis.statistics import Estimate, Floats, TooFew, Z
+from study.analysis.detection import delong, pooled
+from study.analysis.statistics import Estimate, TooFew
 
 PRIMARY = {"apibank": 526, "nexusraven": 318, "toolalpaca": 114, "bfcl": 300}
 """Samples of the primary set, by docs/hypotheses.md."""
 KEYS = ["benchmark", "sample", "seed"]
+LIKELIHOODS = {
+    "likelihood": "likelihood of the answer",
+    "likelihood_name": "likelihood, names",
+    "likelihood_keys": "likelihood, arguments",
+    "likelihood_values": "likelihood, values",
+}
+"""Columns of the scores, and what they are called."""
+
+
+def sealed(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores without likelihoods of the primary set, until it is complete: it is looked at once."""
+    counts = scores.groupby("benchmark")["sample"].nunique()
+    if all(counts.get(b, 0) >= least for b, least in PRIMARY.items()):
+        return scores
+    given = [c for c in LIKELIHOODS if c in scores]
+    return scores.assign(**{c: scores[c].where(~scores["benchmark"].isin(PRIMARY)) for c in given})
 
 
 def pairs(records: pd.DataFrame, adapter: str = "tt_si_all", mode: str | None = None) -> pd.DataFrame:
@@ -65,36 +81,6 @@ def acceptance(table: pd.DataFrame) -> dict[str, int]:
     gain, loss = now & ~tried["right"], ~now & tried["right"]
     counts = (kept, gain & kept, loss & kept, gain & ~kept, loss & ~kept)
     return dict(zip(ACCEPTED, (len(tried), *(int(c.sum()) for c in counts)), strict=True))
-
-
-def delong(first: Sequence[float], second: Sequence[float], right: Sequence[bool]) -> Estimate:
-    """AUC(first) − AUC(second) as detectors of right answers, both on the same samples, ties counting half.
-
-    DeLong, DeLong and Clarke-Pearson (1988), Biometrics 44:837; `pooled` gives the p-value. Raises TooFew
-    where there are fewer than MIN_PER_CLASS right or wrong answers.
-    """
-    known, parts = np.asarray(right, bool), []
-    if min(known.sum(), (~known).sum()) < MIN_PER_CLASS:
-        raise TooFew(f"{known.sum()} right and {(~known).sum()} wrong answers: fewer than {MIN_PER_CLASS}")
-    for scores in (np.asarray(first, float), np.asarray(second, float)):
-        gap = scores[known][:, None] - scores[~known][None, :]
-        parts.append((gap > 0) + 0.5 * (gap == 0))
-    differs = parts[0] - parts[1]
-    value = float(differs.mean())
-    variance = differs.mean(1).var(ddof=1) / known.sum() + differs.mean(0).var(ddof=1) / (~known).sum()
-    spread = float(np.sqrt(variance))
-    return Estimate(value, value - Z * spread, value + Z * spread, len(known), "DeLong")
-
-
-def pooled(estimates: Sequence[Estimate]) -> tuple[Estimate, float]:
-    """Estimates with normal intervals, weighted by 1 / variance, and the two-sided p of their being 0."""
-    spreads: Floats = np.array([(e.high - e.low) / (2 * Z) for e in estimates])
-    weights = 1 / np.maximum(spreads, 1e-12) ** 2
-    value = float((weights * [e.value for e in estimates]).sum() / weights.sum())
-    spread = float(1 / np.sqrt(weights.sum()))
-    n = sum(e.n for e in estimates)
-    p = float(2 * stats.norm.sf(abs(value) / spread))
-    return Estimate(value, value - Z * spread, value + Z * spread, n, "inverse variance"), p
 
 
 def hypotheses(table: pd.DataFrame) -> pd.DataFrame:
