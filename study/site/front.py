@@ -89,18 +89,12 @@ def _effects(table: pd.DataFrame, name: str = "difference") -> list[Row]:
     return [r for r in look.rows_of(table) if pd.notna(r[name])]
 
 
-def _against_base(arms: Sequence[str] = ()) -> Callable[[pd.DataFrame], list[Row]]:
-    def rows(table: pd.DataFrame) -> list[Row]:
-        return _effects(table[table["arm"].isin(list(arms))] if arms else table)
-
-    return rows
-
-
-_TT_SI = _against_base(["tt_si", "tt_si_selective"])
+def _tt_si(table: pd.DataFrame) -> list[Row]:
+    return _effects(table[table["arm"].isin(["tt_si", "tt_si_selective"])])
 
 
 def _main(table: pd.DataFrame, folder: Path) -> str:
-    rows = _TT_SI(table)
+    rows = _tt_si(table)
     best = max(rows, key=lambda r: r["difference"], default=None)
     if best is None:
         return ""
@@ -212,7 +206,7 @@ def _cost(table: pd.DataFrame, folder: Path) -> str:
 
 
 ASKED = [
-    Asked("Does TT-SI raise accuracy?", "table1_main", "figure_main_results", "02", _main, _TT_SI),
+    Asked("Does TT-SI raise accuracy?", "table1_main", "figure_main_results", "02", _main, _tt_si),
     Asked("Does the model know when it is wrong?", "table_estimator", "figure4_rivals", "01", _awareness,
           by="n_right"),
     Asked("Which threshold?", "figure_threshold", "figure_threshold", "04", _threshold),
@@ -223,7 +217,7 @@ ASKED = [
     Asked("How many training samples is it worth?", "figure2_scaling", "figure2_scaling", "05", _scaling,
           by=""),
     Asked("Does a larger model gain as well?", "table_model_size", "figure3_model_size", "06", _several,
-          _TT_SI, by=""),
+          _tt_si, by=""),
     Asked("What does the model write for itself?", "table_synthetic", "figure5_embeddings", "07", _synthetic,
           by="asked"),
     Asked("What is a gain made of?", "table_controls", "figure_controls", "09", _controls, by=""),

@@ -81,8 +81,8 @@ def entry(base: Answers, made: Sequence[Answers], scores: pd.DataFrame) -> dict[
         wide = known.astype({name: float}).pivot(index="sample", columns="seed", values=name)
         return [None if np.isnan(x) else x for x in wide.reindex_like(like).to_numpy(float).ravel().tolist()]
 
-    h = {"margin": numbers(seen, "margin")}
-    h |= {c: numbers(scores, c) for c in scores.select_dtypes(float).columns if not any(h.get(c, ()))}
+    h = {"margin": numbers(seen, "margin")}  # where no scores were made: what the arms saw
+    h |= {c: v for c in scores.select_dtypes(float).columns if any(v := numbers(scores, c))}
     # What tells no samples apart, or says the same under another name, is no choice.
     by_values = {str(v): c for c, v in reversed(h.items()) if len(set(v) - {None}) > 1}
     likely = [numbers(frame, "likelihood") for frame in (base.rows, rows) if "likelihood" in frame]
