@@ -93,8 +93,8 @@ def _decoded(text: str, start: int, file: str, line: int = 0) -> Any:
     """The one JSON value of a text. line: the text is this line of the file."""
     try:
         value, end = decode(text, start)
-        if text[end:].strip():
-            raise json.JSONDecodeError("Extra data", text, end)
+        if rest := text[end:].lstrip():
+            raise json.JSONDecodeError("Extra data", text, len(text) - len(rest))
     except json.JSONDecodeError as error:
         where = f"line {line or error.lineno}, column {error.colno}"
         raise BrokenData(f"{file}: {where}: is no JSON: {error.msg}") from error
