@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import nbformat
@@ -16,7 +20,7 @@ import pytest
 
 from study import notebooks
 from study.notebooks import WrongParameter
-from study.run.study import Study
+from study.run.study import Study, open_study
 
 ALL = notebooks.notebooks()
 KERNEL = {"name": "nosuch", "display_name": "", "language": "python"}
@@ -164,6 +168,121 @@ def test_unknown_notebook_and_profile_are_one_line(capsys):
     assert "02_main_results" in capsys.readouterr().err
     assert notebooks.main(["reproduce", "--profile", "nosuch"]) == 1
     assert "no profile 'nosuch'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "given", "said"),
+    [
+        ("02", "benchmarks=['sealtol']", "no benchmark 'sealtol', did you mean 'sealtool'? there are "),
+        ("02", "benchmarks=sealtool", "benchmarks = 'sealtool' is no list of names"),
+        ("02", "n=-3", "n = -3 is no number of samples"),
+        ("00", "n=few", "n = 'few' is no number of samples"),
+        ("02", "mode=fast", "mode = 'fast' is neither 'exact' nor 'activated'"),
+        ("02", "tau=1.5", "tau: Input should be less than or equal to 1.000001, not 1.5"),
+        ("01", "tau=[0.2,1.5]", "tau: Input should be less than or equal to 1.000001, not 1.5"),
+        ("02", "k=0", "k: Input should be greater than or equal to 1, not 0"),
+        ("02", "seeds=3", "seeds: Input should be a valid list, not 3"),
+        ("02", "tool_order=random", "tool_order: Input should be 'shuffled' or 'original', not 'random'"),
+        ("02", "arms=['tt_sy']", "no arm 'tt_sy', did you mean 'tt_si'? there are base, "),
+        ("04", "benchmark=sealtol", "benchmark = 'sealtol' is not in profile cpu, did you mean 'sealtool'?"),
+        ("02", "tau=1.5 source=results/cpu", "tau: Input should be less than or equal to 1.000001, not 1.5"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_one_line_before_anything_runs(number, given, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TTSI_RUNS", str(tmp_path / "runs"))
+    assert notebooks.main(["run", number, *given.split()]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(said) and len(printed.err.splitlines()) == 1
+    assert printed.out == "" and not list(tmp_path.rglob("*.ipynb"))
+
+
+def test_a_wrong_profile_lists_the_right_ones(tmp_path, capsys):
+    assert notebooks.main(["run", "02", "--profile", "foo"]) == 1
+    assert capsys.readouterr().err.startswith(
+        "no profile 'foo'; there are cpu, cpu-full, full, paper, smoke;"
+    )
+    (tmp_path / "own.yaml").write_text("model: tiny\nbenchmarks: {fixture: 4}\nepoch: 3\n")
+    assert notebooks.main(["run", "02", "--profile", str(tmp_path / "own.yaml")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("own.yaml: no key 'epoch', did you mean 'epochs'? there are name, model, ")
+    assert len(said.splitlines()) == 1
+
+
+# --- what a run is filed under --------------------------------------------------------------------------
+
+
+def test_a_name_is_none_of_a_profile_s_and_one_for_a_folder(monkeypatch):
+    monkeypatch.delenv("TTSI_NAME", raising=False)
+    assert notebooks.filed_under("cpu", changed=False) == "cpu"
+    assert notebooks.filed_under("cpu", changed=True) == "cpu-changed"
+    monkeypatch.setenv("TTSI_NAME", "my-run")
+    assert notebooks.filed_under("cpu", changed=False) == notebooks.filed_under("cpu", True) == "my-run"
+    for name, base, changed in (("cpu", "cpu", True), ("cpu", "smoke", False), ("../cpu", "cpu", False)):
+        monkeypatch.setenv("TTSI_NAME", name)
+        with pytest.raises(ValueError, match=r"is a profile's|is no name for a folder"):
+            notebooks.filed_under(base, changed)
+
+
+def test_what_changes_a_run_is_what_the_notebook_does_not_say_itself():
+    path = notebooks.find("04")
+    assert notebooks.changes(path, {"profile": "smoke", "source": "x", "n": None, "tau": [0.35, 0.95]}) == []
+    assert notebooks.changes(path, {"tau": [0.35], "n": 3}) == ["tau=[0.35]", "n=3"]
+
+
+def test_make_takes_a_name_only_as_it_is_typed():
+    """Some systems set NAME to the machine's."""
+
+    def shown(*typed, **places):
+        environment = {k: v for k, v in os.environ.items() if k != "TTSI_NAME"} | places
+        command = ["make", "-s", "--eval", 'shown:;@echo "$$TTSI_NAME"', "shown", *typed]
+        root = Path(notebooks.__file__).parent.parent
+        return subprocess.run(
+            command, cwd=root, env=environment, capture_output=True, text=True
+        ).stdout.strip()
+
+    assert shown() == shown(NAME="HOST") == ""
+    assert shown("NAME=my-run", NAME="HOST") == "my-run"
+    assert shown(TTSI_NAME="mine") == "mine"
+
+
+def test_a_notebook_opened_by_hand_leaves_the_profile_s_figures_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv("TTSI_NAME", raising=False)
+    monkeypatch.setenv("TTSI_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(notebooks.NOTEBOOKS)  # where Jupyter runs them
+    assert open_study("smoke", n=None).profile.name == "smoke"
+    changed = open_study("smoke", n=3)
+    assert changed.profile.name == "smoke-changed"
+    assert changed.folder == open_study("smoke").folder, "what is stored is used again"
+    assert "`smoke-changed` of profile `smoke`" in changed.header()
+    read = open_study("cpu", source="results/cpu")
+    assert read.profile.name == "cpu" and len(read.records())
+    assert open_study("cpu", source="results/cpu", n=1).profile.name == "cpu-changed"
+    monkeypatch.setenv("TTSI_NAME", "lab")
+    assert open_study("smoke").profile.name == open_study("cpu", source="results/cpu").profile.name == "lab"
+
+
+def test_the_lab_shows_the_whole_project_whoever_starts_it(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = f"--no-browser --ServerApp.port={port} --ServerApp.token=t --ServerApp.port_retries=0"
+    command = ["make", "-o", ".venv/.complete", "lab", f"PY={sys.executable}", f"ARGS={options}"]
+    root, places = Path(notebooks.__file__).parent.parent, {"HOME": str(tmp_path)}
+    lab = subprocess.Popen(command, cwd=root, env=os.environ | places, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    try:
+        found = set()
+        for _ in range(120):
+            time.sleep(0.5)
+            assert lab.poll() is None
+            with contextlib.suppress(OSError):
+                asked = urllib.request.urlopen(f"http://127.0.0.1:{port}/api/contents?token=t", timeout=5)
+                found = {entry["name"] for entry in json.load(asked)["content"]}
+                break
+        assert {"notebooks", "study", "ttsi", "results", "README.md"} <= found
+    finally:
+        os.killpg(lab.pid, signal.SIGKILL)
+        lab.wait()
 
 
 # --- running --------------------------------------------------------------------------------------------

@@ -24,6 +24,10 @@ BROKEN = {
     "an unknown key": (GOOD.encode() + b"zzz: 3\n", "no key 'zzz'; there are name, model"),
     "a wrong value": (GOOD.encode() + b"tau: 1.5\n", "tau: Input should be less than"),
     "a wrong choice": (GOOD.encode() + b"judge: strict\n", "judge: Input should be 'schema', 'string' or 'bfcl'"),
+    "a wrong number": (b"model: tiny\nbenchmarks: {fixture: -4}\n", "benchmarks.fixture: Input should be greater"),
+    "no benchmark": (b"model: tiny\nbenchmarks: {fixtur: 4}\n", "no benchmark 'fixtur', did you mean 'fixture'?"),
+    "a variant's key": (GOOD.encode() + b"variants: {x: {epoch: 3}}\n", "variants.x: no key 'epoch', did you"),
+    "a name": (GOOD.encode() + b"name: ../x\n", "'../x' is no name for a folder"),
     "no model": (b"benchmarks: {fixture: 4}\n", "model: Field required"),
     "a tag": (b"model: !!python/object/apply:os.getcwd []\n", "line 1"),
 }  # fmt: skip

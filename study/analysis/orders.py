@@ -15,7 +15,8 @@ def adapted_in_orders(base: Answers, adapted: Answers, orders: int = 20, seed: i
     All others keep base's. `correct`, `accuracy`: the mean over the orders, with its Wilson interval over all
     n samples; `order_low`, `order_high`: 2.5 and 97.5 % of the orders, no interval of the accuracy. Seeds are
     averaged per sample first; a sample is adapted once any seed adapts it: the last row is the arm itself.
-    Without a usable example nothing was trained on, and the answer is base's: no training sample.
+    Without a usable example nothing was trained on, and the answer is base's: no training sample. Where no
+    sample is adapted there is one row, at 0.
     """
     before, after = base.correct.align(adapted.correct, join="inner")
     both = before.notna() & after.notna()
@@ -25,13 +26,15 @@ def adapted_in_orders(base: Answers, adapted: Answers, orders: int = 20, seed: i
     gain = (last - first)[[i in flagged for i in first.index]].to_numpy()
     # A sample's place in each order comes from its position in the benchmark's fixed permutation.
     rng, n = np.random.default_rng(seed), len(first)
+    if not n:
+        return pd.DataFrame([{"training_samples": 0, "n": 0, "note": "no sample was scored"}])
+    some = len(gain) > 0
+    steps = [np.cumsum(rng.permutation(gain)) if some else np.zeros(1) for _ in range(orders)]
     rows = []
-    if len(gain):
-        paths = float(first.sum()) + np.stack([np.cumsum(rng.permutation(gain)) for _ in range(orders)])
-        for x, correct in enumerate(paths.T, 1):
-            mean = float(np.clip(correct.mean(), 0, n))
-            low, high = 100 * np.quantile(correct, [0.025, 0.975]) / n
-            row = {"training_samples": x, "n": n, "correct": mean, "orders": orders, "note": ""}
-            row |= {"order_low": low, "order_high": high, **percent(statistics.wilson(mean, n), "accuracy")}
-            rows.append(row)
+    for x, correct in enumerate(float(first.sum()) + np.stack(steps).T, 1 if some else 0):
+        mean = float(np.clip(correct.mean(), 0, n))
+        low, high = 100 * np.quantile(correct, [0.025, 0.975]) / n
+        row = {"training_samples": x, "n": n, "correct": mean, "orders": orders, "note": ""}
+        row |= {"order_low": low, "order_high": high, **percent(statistics.wilson(mean, n), "accuracy")}
+        rows.append(row)
     return pd.DataFrame(rows)
