@@ -251,6 +251,16 @@ def test_an_answer_that_cannot_be_computed_is_named(frames: tuple[Frames, Frames
     assert problem == "1 answers can't be computed on this machine: OutOfMemory: no room"
 
 
+def test_all_machines_are_named(frames: tuple[Frames, Frames]) -> None:
+    before = frames[0].about["context"] | {"machine": "an earlier one"}
+    committed = frames[0]._replace(about=frames[0].about | {"earlier": [before]})
+    one, other = (f.about["context"]["machine"] for f in frames)
+    said = compared.caption(committed, frames[1])
+    assert said.startswith(f"Committed: {one}; an earlier one, float32. Recomputed: {other}, float32.")
+    table = compared.table(committed, frames[1], compared.pair(committed, frames[1]))
+    assert set(table["machine"]) == {f"{one}; an earlier one"} and set(table["machine_here"]) == {other}
+
+
 def test_a_margin_that_is_off_is_named(frames: tuple[Frames, Frames]) -> None:
     scores = frames[0].scores.assign(margin=frames[0].scores["margin"] + 0.002)
     (problem,) = problems(frames[0]._replace(scores=scores), frames[1])

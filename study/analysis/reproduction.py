@@ -216,9 +216,14 @@ def table(committed: Frames, here: Frames, pairs: Pairs) -> pd.DataFrame:
     # Of H there is no text.
     stages["same_reply"] = stages["same_reply"].where(stages["stage"] != "score")
     made = look.sort_rows(pd.concat([pd.DataFrame(rows), h, stages], ignore_index=True))
-    about = {"": committed.about["context"], "_here": here.about["context"]}
-    made = made.assign(**{f"{k}{end}": of[k] for end, of in about.items() for k in ("machine", "dtype")})
+    made[["machine", "dtype"]], made[["machine_here", "dtype_here"]] = _made_on(committed), _made_on(here)
     return made.reindex(columns=COLUMNS)
+
+
+def _made_on(of: Frames) -> tuple[str, str]:
+    """The machines that computed a run, and in which precision."""
+    made = [of.about["context"], *of.about.get("earlier", [])]
+    return "; ".join(dict.fromkeys(m["machine"] for m in made)), made[0]["dtype"]
 
 
 def _counted(pairs: pd.DataFrame, committed: pd.DataFrame, by: str, **most: str) -> pd.DataFrame:
@@ -282,9 +287,7 @@ def view(table: pd.DataFrame) -> pd.DataFrame:
 
 def caption(committed: Frames, here: Frames) -> str:
     """Which two machines, in which precision."""
-    one, other = (
-        f"{f.about['context']['machine']}, {f.about['context']['dtype']}" for f in (committed, here)
-    )
+    one, other = (", ".join(_made_on(of)) for of in (committed, here))
     return f"Committed: {one}. Recomputed: {other}. Intervals: 95 %, Wilson; of differences, as in Table 1."
 
 

@@ -217,7 +217,8 @@ class Part(Study):
 
     def _settings(self, cell: Cell) -> str:
         """What the replies are stored under, of an arm that neither trains nor draws any; else ""."""
-        arm, stages = ARMS[cell.step.arm], self.stages(cell.benchmark, cell.seed, cell.step)
+        arm = ARMS[cell.step.arm]
+        stages = self.stages(cell.benchmark, cell.seed, cell.step).under(**arm.under)
         if not isinstance(arm.whom, Answers) or arm.whom.priced or stages.method.answering.temperature:
             return ""
         key = stages.keys.answer(stages.method.answering, "teacher" if arm.teacher else "self")
