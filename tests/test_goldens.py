@@ -155,7 +155,7 @@ def number(*parts: object) -> int:
 class Scripted:
     """An engine, and its adapters' store, whose replies follow from the text of the prompt and the seed."""
 
-    name, device, chat = "scripted", "cpu", types.SimpleNamespace(_user="")
+    name, device, chat = "scripted", "cpu", types.SimpleNamespace(invocation=())
     outside_failures = nullcontext
 
     @property
