@@ -40,14 +40,14 @@ from study.analysis.look import write
 from study.data import sources
 from study.run import reproduction, results
 from study.run.asked import opened, with_own_data
-from study.run.config import folder_name, load_profile, profile_names
+from study.run.config import load_profile, profile_names
 from study.run.export import export as export_to
 from study.run.export import load_into
 from study.run.plan import estimate
 from study.run.plan import plan as plan_of
 from study.run.store import StoreError
 from study.run.study import Study
-from study.run.written import WrongParameter, read_parameters
+from study.run.written import WrongParameter, folder_name, read_parameters
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 RESULTS = Path("results")

@@ -17,7 +17,7 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar
 
 from ttsi import estimator, prompts, synthesizer
 from ttsi.calls import format_calls, parse_calls
-from ttsi.engines.base import Prompt, Request
+from ttsi.engines.base import EngineError, Prompt, Request
 from ttsi.grammar import grammar
 from ttsi.method import Method
 from ttsi.seeds import seed_for
@@ -270,6 +270,8 @@ class Stages:
         self, prompt: Prompt, query: Query, adapter: Any = None, draft: tuple[int, ...] = (), attempt: int = 0
     ) -> Request:
         m, seed = self.method, self._seed(query, "answer", attempt)
+        if m.constrained and not query.tools:
+            raise EngineError(f"{query.id} has no tools to keep to")
         allowed = grammar(query.tools, m.layout) if m.constrained else ""
         return Request(prompt, seed, m.opening, adapter, draft, lookup=True, grammar=allowed)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -11,14 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from study.data import sources
 from study.data.benchmarks import FILES
-from study.run.written import counts_and_files, meant, problems, read_yaml
+from study.run.written import counts_and_files, folder_name, meant, problems, read_yaml
 from ttsi.method import THRESHOLDS, Filter, Method, Uncertain
 from ttsi.types import PAPER_SAMPLING, Layout, LoraSettings, Sampling
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
 Inference = Literal["direct", "majority", "pass@5"]
 TrainingMode = Literal["exact", "activated"]
-_NAME = re.compile(r"[A-Za-z0-9][\w .+-]*")
 _TAKEN = {*FILES, "avg", "pooled", "default"}
 """Names that a benchmark of one's own can't have: those of the study's, and words of tables and profiles."""
 
@@ -26,13 +24,6 @@ _TAKEN = {*FILES, "avg", "pooled", "default"}
 def profile_names() -> list[str]:
     """The project's profiles."""
     return sorted(p.stem for p in PROFILES.glob("*.yaml"))
-
-
-def folder_name(name: str) -> str:
-    """The name, which must be one for a folder. Raises ValueError."""
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name for a folder: letters, digits and '-_.+'")
-    return name
 
 
 class Profile(BaseModel):
@@ -171,7 +162,9 @@ class Profile(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _engine_serves(self) -> Profile:
+    def _served(self) -> Profile:
+        if self.constrained and self.layout == "template":
+            raise ValueError("constrained answers have no form in layout template: use native or paper")
         activated = [b for b in self.benchmarks if "activated" in self.modes_of(b)]
         if self.engine == "vllm" and activated:
             raise ValueError(
