@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from study.data import sources
 from study.data.benchmarks import FILES
-from study.run.written import counts_and_files, folder_name, meant, problems, read_yaml
+from study.run.written import NAME, counts_and_files, folder_name, meant, problems, read_yaml
 from ttsi.method import THRESHOLDS, Filter, Method, Uncertain
 from ttsi.types import PAPER_SAMPLING, Layout, LoraSettings, Sampling
 
@@ -150,7 +150,7 @@ class Profile(BaseModel):
     @model_validator(mode="after")
     def _benchmarks_known(self) -> Profile:
         for name in self.files:
-            if name in _TAKEN or name.endswith("_train") or not _NAME.fullmatch(name):
+            if name in _TAKEN or name.endswith("_train") or not NAME.fullmatch(name):
                 raise ValueError(f"a benchmark of your own can't be called {name!r}")
         for name in self.benchmarks:
             if name not in FILES and name not in self.files:

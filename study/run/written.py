@@ -12,12 +12,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-_NAME = re.compile(r"[A-Za-z0-9][\w .+-]*")
+NAME = re.compile(r"[A-Za-z0-9][\w .+-]*")
 
 
 def folder_name(name: str) -> str:
     """The name, which must be one for a folder. Raises ValueError."""
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name for a folder: letters, digits and '-_.+'")
     return name
 
