@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from test_trainer import JOBS, peft_losses
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ttsi import estimator, prompts
+from ttsi.calls import parse_calls
 from ttsi.engines.base import EngineError, Prompt, Request
 from ttsi.engines.chat import Chat
 from ttsi.engines.torch import TorchEngine
+from ttsi.grammar import grammar
 from ttsi.trainer import Job, train
 from ttsi.types import LoraSettings, Message, Sampling
 
@@ -209,6 +212,13 @@ class TestFamilies(EngineContract):
         assert learnt.tokens[-1] == shared.chat.end_of_turn
         assert shared.generate([Request(prompt)], Sampling(max_tokens=24))[0][0] == before
         assert all(torch.equal(w, weights[name]) for name, w in shared.model.state_dict().items())
+
+    def test_a_reply_under_the_grammar_of_its_tools_calls_one_of_them(self, shared: Any) -> None:
+        query = replace(QUERY, tools=QUERY.tools[1:])  # no strings, which a random model never ends
+        request = Request(prompts.act(query), opening=prompts.OPENING, grammar=grammar(query.tools))
+        (reply,) = shared.generate([request], Sampling(max_tokens=80))[0]
+        assert reply.finished and parse_calls(reply.text).error is None
+        assert {c.name for c in parse_calls(reply.text).calls} <= {t.name for t in query.tools}
 
     def test_h_scores_the_tools_of_a_question(self, shared: Any) -> None:
         for query in (QUERY, TALK):

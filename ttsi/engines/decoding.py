@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -185,3 +185,16 @@ def _pick(logits: Tensor, history: list[int], sampling: Sampling, rng: torch.Gen
     before = probabilities.cumsum(dim=-1) - probabilities
     probabilities[before >= sampling.top_p] = 0  # the first token always stays
     return int(index[torch.multinomial(probabilities, 1, generator=rng)])
+
+
+def chunks(parts: Mapping[int, list[int]], limit: int) -> Iterator[list[int]]:
+    """Rows grouped so that no pass exceeds `limit` tokens, padding included, and none is left out."""
+    chunk: list[int] = []
+    for i in parts:
+        width = max(len(parts[j]) for j in [*chunk, i])
+        if chunk and width * (len(chunk) + 1) > limit:
+            yield chunk
+            chunk = []
+        chunk.append(i)
+    if chunk:
+        yield chunk

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise, takewhile
@@ -13,14 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as hub_logging
+from transformers import AutoTokenizer
 
 from ttsi.engines.attention import additive, within
 from ttsi.engines.base import EngineError, Prompt, Request, native_dtype
 from ttsi.engines.cache import KeyValues, PrefixCache, RowCache
 from ttsi.engines.chat import Chat, ChatEngine, Encoded
-from ttsi.engines.decoding import Decoder, log_probs
+from ttsi.engines.decoding import Decoder, chunks, log_probs
+from ttsi.engines.loading import check_head, load, skip_unread
+from ttsi.engines.loading import pack as pack_weights
 from ttsi.engines.lora import Adapter, FrozenWeight, LabelLoss, LoraLayers
 from ttsi.types import Generation, Sampling, Scored
 
@@ -73,25 +73,12 @@ class TorchEngine(ChatEngine):
         self.dtype = getattr(torch, native_dtype() if dtype == "auto" else dtype)
         self.name = name or Path(folder).name
         self.chat = Chat(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
-        hub_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it would stand in every notebook, full
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=self.dtype,
-            attn_implementation="ttsi",
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
-        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.model = load(folder, self.dtype, self.device)
         self.decoder = self.model.get_decoder()
         self._head = FrozenWeight(self.model.get_output_embeddings().weight)
         where = {module: name for name, module in self.model.named_modules()}
         self.lora = LoraLayers(self.decoder, where[self.decoder])
-        if pack is None:
-            needed = sum(p.numel() * p.element_size() for p in self.model.parameters())
-            pack = needed < _free_memory() / 4
-        if pack:
-            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-                list(pool.map(FrozenWeight.pack, [self._head, *(x.weight for x in self.lora.layers)]))
+        pack_weights(self.model, [self._head, *(x.weight for x in self.lora.layers)], pack)
         config = self.model.config.get_text_config()
         self.context: int = config.max_position_embeddings
         self.groups: int = config.num_attention_heads // config.num_key_value_heads
@@ -104,23 +91,9 @@ class TorchEngine(ChatEngine):
         self.rows, self.drafts = rows, drafts
         self.counters = Counters()
         self._mask4d = torch.zeros(1, 1, 1, 1, device=self.device)
-        self._last_block = self.decoder.layers[-1].mlp
-        self._last_block.read_from = 0
-        self._last_block.register_forward_pre_hook(_only_read)
-        self._last_block.register_forward_hook(_unread_too)
-        self._check(getattr(config, "layer_types", None) or ())
-
-    @torch.no_grad()
-    def _check(self, layers: Sequence[str]) -> None:
-        """Raises ValueError if the model has other layers than `attention` does, or more than a head."""
-        if other := set(layers) - {"full_attention", "sliding_attention"}:
-            raise ValueError(f"the model has layers of {other.pop()}, which ttsi's engine doesn't compute")
+        self._last_block = skip_unread(self.decoder.layers[-1].mlp)
         one = {"input_ids": self._tensor([[0]]), "attention_mask": self._mask4d}
-        ours = self.head(self.decoder(**one).last_hidden_state)
-        theirs = self.model(**one).logits.float()
-        if not torch.allclose(ours, theirs, rtol=0, atol=1e-3 * float(theirs.abs().max())):
-            name = type(self.model).__name__
-            raise ValueError(f"{name} does more with its logits than a product, which ttsi doesn't compute")
+        check_head(self.model, self._head, one)
 
     # --- forward passes ---------------------------------------------------------------------------------
 
@@ -297,7 +270,7 @@ class TorchEngine(ChatEngine):
         """Reads tokens behind what is kept of the named prompts, batched as far as that helps, and keeps
         them too; last hidden state per prompt."""
         last = []
-        for chunk in _chunks(parts, 1 << 30 if self.device.type == "cuda" else _CHUNK_TOKENS):
+        for chunk in chunks(parts, 1 << 30 if self.device.type == "cuda" else _CHUNK_TOKENS):
             tokens, starts = [parts[i] for i in chunk], [_length(kept[i]) for i in chunk]
             cache = RowCache.of([kept[i] for i in chunk], max(starts) + max(map(len, tokens)))
             with self.lora.applied(self.lora.stack([adapters[i] for i in chunk])):
@@ -365,40 +338,8 @@ class TorchEngine(ChatEngine):
             raise
 
 
-def _only_read(block: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """Of the last layer's feed-forward block, the tokens whose hidden state somebody reads.
-
-    Nothing after it mixes tokens: what a prefix pass keeps of the last layer is its keys and values.
-    """
-    return (inputs[0][:, block.read_from :],)
-
-
-def _unread_too(block: Any, _: Any, output: Tensor) -> Tensor:
-    return torch.nn.functional.pad(output, (0, 0, block.read_from, 0)) if block.read_from else output
-
-
 def _length(kept: KeyValues) -> int:
     return kept[0][0].shape[1]
-
-
-def _free_memory() -> int:
-    """Bytes of memory that this machine can still give; 0 where it doesn't say."""
-    facts = Path("/proc/meminfo")
-    lines = facts.read_text().splitlines() if facts.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), 0)
-
-
-def _chunks(parts: Mapping[int, list[int]], limit: int) -> Iterator[list[int]]:
-    """Rows grouped so that no pass exceeds `limit` tokens, padding included, and none is left out."""
-    chunk: list[int] = []
-    for i in parts:
-        width = max(len(parts[j]) for j in [*chunk, i])
-        if chunk and width * (len(chunk) + 1) > limit:
-            yield chunk
-            chunk = []
-        chunk.append(i)
-    if chunk:
-        yield chunk
 
 
 __all__ = ["Adapter", "Counters", "TorchEngine"]
