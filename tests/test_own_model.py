@@ -35,8 +35,8 @@ def test_the_snippet_runs_with_another_familys_model(
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(code, names)
-    margin = names["answer"].margin  # type: ignore[attr-defined]
-    assert 0 <= margin <= 1 and str(margin) in capsys.readouterr().out
+    sure = names["answer"].likelihood  # type: ignore[attr-defined]
+    assert 0 <= sure <= 1 and str(sure) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode", ["exact", "activated"])

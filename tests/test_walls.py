@@ -31,7 +31,6 @@ CIRCLES: set[tuple[str, ...]] = set()
 LONG = {
     "tools/bench.py",
     "tools/bench_report.py",
-    "ttsi/engines/torch.py",
 }
 
 
