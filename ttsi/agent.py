@@ -38,7 +38,7 @@ _LOCKS_LOCK = threading.Lock()
 class Agent:
     """A tool-calling model that adapts itself to the questions it is unsure about.
 
-    model: the path of a ChatML model folder, or a loaded `TorchEngine`.
+    model: the path of a folder of a model with a chat template, or a loaded `TorchEngine`.
     tools: JSON Schema as OpenAI's function format has it (`{"type": "function", "function": {…}}`), or the
     inner part alone, or flat parameters; a `Tool` does too.
     uncertainty: H. "likelihood": of the base answer as a whole; a certain question then costs its answer and
