@@ -21,9 +21,9 @@ PRIMARY = {"apibank": 526, "nexusraven": 318, "toolalpaca": 114, "bfcl": 300}
 KEYS = ["benchmark", "sample", "seed"]
 LIKELIHOODS = {
     "likelihood": "likelihood of the answer",
-    "likelihood_name": "likelihood, names",
-    "likelihood_keys": "likelihood, arguments",
-    "likelihood_values": "likelihood, values",
+    "likelihood_name": "likelihood of names",
+    "likelihood_keys": "likelihood of arguments",
+    "likelihood_values": "likelihood of values",
 }
 """Columns of the scores, and what they are called."""
 
