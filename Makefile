@@ -93,7 +93,7 @@ test-soak: setup ## hundreds of adaptations in one process (half an hour); write
 	@TTSI_LEDGER=docs $(PY) -m pytest -s tests/soak
 
 bench: setup ## what test-time training costs, against the usual loop: figures/bench.md (some 50 minutes without bfloat16 instructions; ARGS=--go-on: what the last run lacks, --vllm: beside vLLM)
-	@$(PY) tools/bench.py $(ARGS)
+	@$(PY) -m study.bench $(ARGS)
 
 lint: setup ## ruff and mypy
 	@$(PY) -m ruff check .

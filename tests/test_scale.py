@@ -172,9 +172,10 @@ def test_a_gpu_counts_once_it_was_measured(tmp_path):
     made = priced(both_modes())
     assert made["rates"]["gpu"] == {} and "A GPU, measured by make bench**: not measured." in made["said"]
     assert set(made["view_of_hours"]["measured GPU, GPU-hours"]) == {"not measured"}
-    stages = {"prefix": 0.1, "base": 0.2, "H": 0.3, "G": 0.4, "T": 0.6, "answer": 0.5}
+    stages = {"prefix": 0.1, "base": 0.2, "h": 0.3, "g": 0.4, "t": 0.6, "answer": 0.5}
     rows = [
-        {"benchmark": "sealtool", "sample": s, "program": "exact", "stage": k, "seconds": v * f, "device": d}
+        {"dtype": "float32", "benchmark": "sealtool", "sample": s, "n": 1, "program": "exact", "stage": k,
+         "seconds": v * f, "device": d}
         for s in "ab" for k, v in stages.items() for d, f in (("cuda:0", 1), ("cpu", 50))
     ]  # fmt: skip
     path = tmp_path / "bench.csv"

@@ -677,14 +677,13 @@ def test_costs_by_hand():
     table = made["cost"]
     seconds = {r["stage"]: r["seconds"] for r in table.to_dict("records")}
     assert seconds == {
-        "base": 2, "h": 0.5, "g": 2, "t": 5, "answer": 2, "uncertain": 9.5, "uncertain_alone": 11.5,
-        "certain": 2.5,
+        "base": 2, "pass": 2, "h": 0.5, "g": 2, "t": 5, "answer": 2, "uncertain": 11.5, "certain": 2.5,
     }  # fmt: skip
     whole = row_of(table, stage="uncertain")
-    assert (whole["n"], whole["tokens"], whole["times_base"]) == (2, 145, 4.75)
-    assert whole["seconds_low"] < 9.5 < whole["seconds_high"]
+    assert (whole["n"], whole["tokens"], whole["times_base"]) == (2, 155, 5.75)
+    assert whole["seconds_low"] < 11.5 < whole["seconds_high"]
     assert whole["paper_times_base"] == pytest.approx(10.24 / 1.26)
-    assert "4.8 times a base answer" in made["said"]
+    assert "5.8 times a base answer" in made["said"]
     base = row_of(table, stage="base")
     assert np.isnan(base["seconds_low"]), "the shares of one batch are one measurement"
 
@@ -717,20 +716,30 @@ def test_modes_are_paired_with_each_other():
     assert costed(timed())["modes"]["note"].tolist() == [look.NOT_RUN]
 
 
-def test_bench_ratios_are_paired_by_sample(tmp_path, monkeypatch):
-    rows = [("usual loop", 1, 8.0), ("usual loop", 2, 32.0), ("exact", 1, 4.0), ("exact", 2, 4.0)]
-    path = tmp_path / "bench.csv"
-    pd.DataFrame([
-        {"benchmark": "sealtool", "sample": s, "program": p, "stage": stage, "seconds": x * share}
-        for p, s, x in rows for stage, share in (("H", 1), ("T", 1), ("base", 9))
-    ]).to_csv(path, index=False)  # fmt: skip
-    table = costs.bench_ratios(path)
-    for stage in ("T", "whole"):
-        assert row_of(table, program="exact", stage=stage)["ratio"] == pytest.approx(4)
-        assert pd.isna(row_of(table, program="usual loop", stage=stage)["ratio"])
-    assert pd.isna(row_of(table, program="exact", stage="H")["ratio"])  # theirs reads the prompt, ours didn't
+def test_selective_is_charged_with_both_answers():
+    chosen = timed().query("arm == 'tt_si'").assign(arm="tt_si_selective", seconds_h=0.0)
+    chosen["seconds_answer"] += 2.0 * chosen["adapted"]  # the base answer is in it
+    table = costed(pd.concat([timed(), chosen]))["cost"]
+    assert row_of(table, stage="selective")["seconds"] == 2 + 2 + 5 + 2
+    assert row_of(table, stage="selective_run")["seconds"] == pytest.approx((2 * 11 + 2) / 3)
+
+
+def test_what_bench_measured_is_shown(tmp_path, monkeypatch):
+    taken = {"usual": 2.0, "exact": 1.0, "activated": 0.5}
+    rows = [
+        {"dtype": "float32", "benchmark": "sealtool", "sample": s, "n": 1, "program": p, "stage": stage,
+         "seconds": x * f, "flops": np.nan, "reached": np.nan, "decoded_tokens": 1}
+        for p, x in taken.items() for s, f in (("a", 1), ("b", 4))
+        for stage in costs.needs(costs.WAYS[p])
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(tmp_path / "bench.csv", index=False)
     monkeypatch.setenv("TTSI_FIGURES", str(tmp_path))
-    assert "| SealTool | exact | T | 2 | 4.00 | 4.0 [" in costed(timed())["said"]
+    said = costed(timed())["said"]
+    assert (
+        "| uncertain sample, usual loop / activated, SealTool | float32 | 2 | 6.40 [6.40, 6.40] | ≥ 9 |"
+        in said
+    )
+    assert "| float32 | SealTool | usual | 2 |" in said
     monkeypatch.setenv("TTSI_FIGURES", str(tmp_path / "none"))
     assert "Not measured" in costed(timed())["said"]
 

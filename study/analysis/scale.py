@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from study.analysis.costs import Prices
+from study.analysis import costs
+from study.analysis.costs import Charged, Prices
 
 # Layers, width, feed-forward width, width of keys (and of values), vocabulary: the models' config.json.
 SHAPES = {
@@ -105,18 +106,20 @@ def measured(path: Path, benchmark: str, epochs: int, sft_reads: int, share: flo
     `epochs`: passes behind its seconds of T; `sft_reads`: samples × epochs of SFT; `share`: of uncertain
     queries. None without such rows, or if the share isn't known.
     """
-    data = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    data = costs.bench_rows(path)
     if "device" not in data or np.isnan(share):
         return {}
+    data = data[data["dtype"] == data["dtype"].iloc[-1]]  # where there are two, bfloat16
     on_gpu = data["device"].astype(str).str.startswith("cuda") & (data["benchmark"] == benchmark)
     found = {}
     for mode in ("exact", "activated"):
         rows = data[on_gpu & (data["program"] == mode)]
-        at = rows.pivot_table(index="sample", columns="stage", values="seconds").mean()
-        if not {"prefix", "base", "H", "G", "T", "answer"} <= set(at.index):
+        ways = (Charged(mode, way) for way in ("base", "certain", "uncertain"))
+        base, certain, alone = (float(costs.charged(rows, of).mean()) for of in ways)
+        if np.isnan(alone):
             continue
-        alone, base = float(at[["prefix", "H", "G", "T", "answer"]].sum()), float(at["prefix"] + at["base"])
-        prices = (base, alone, base + float(at["H"]), share, float(at["T"]) / epochs * sft_reads)
+        t = float(rows.loc[(rows["stage"] == "t") & (rows["n"] == 1), "seconds"].mean())
+        prices = (base, alone, certain, share, t / epochs * sft_reads)
         found[mode] = Prices(mode, *prices, "make bench")
     return found
 

@@ -51,8 +51,7 @@ class Profile(BaseModel):
     """Training modes per benchmark, "default" for those not named. The first is that of every arm that
     trains; tt_si runs in each of them."""
     inference: list[Inference] = ["direct"]
-    """What a benchmark's answers are: one reply, the vote of several, or any of five. Only base, tt_si and
-    tt_d are asked for more than one reply."""
+    """What answers are: one reply, a vote, any of five. Only base, tt_si and tt_d are asked for several."""
     estimators: dict[str, list[Literal["votes", "whole"]]] = Field(default_factory=dict)
     """What the costlier estimators need, per benchmark, "default" for those not named: sampled base replies
     ("votes"), and for each tool the best call that names it ("whole")."""
@@ -84,8 +83,8 @@ class Profile(BaseModel):
     filters: list[Filter] = []
     constrained: bool = False
     answer_opening: bool = True
-    """Whether a reply begins with the opening behind which H scores the tools: every question of a benchmark
-    wants a call, which is what `tool_choice="required"` says in a chat API. False: the model may chat."""
+    """Whether a reply begins with the opening behind which H scores the tools: every question wants a call,
+    which is what `tool_choice="required"` says in a chat API. False: the model may chat."""
     layout: Layout = "native"
     """How a question is put to the model: see `ttsi.prompts`."""
     sft_samples: int | None = None
@@ -103,7 +102,9 @@ class Profile(BaseModel):
     answer_tokens: int = Field(256, ge=1)
     synthesis_tokens: int = Field(256, ge=1)
     batch: int = Field(8, ge=1)
-    """Samples decoded together: fixed groups of the permutation."""
+    """Samples that are computed and stored together: fixed groups of the permutation."""
+    rows: int | None = Field(None, ge=1)
+    """Replies in flight at a time: one that ends makes room for the next of its group; null = all at once."""
     bank: int | None = None
     """Adapters trained side by side; null = 1 on a CPU, the batch on a GPU."""
     threads: int | None = None
@@ -112,8 +113,7 @@ class Profile(BaseModel):
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     """The share of a GPU's memory that vLLM takes for a model; training and the teacher need the rest."""
     executor: Literal["local", "ray"] = "local"
-    """Who computes: this process, or the actors of a Ray cluster, each with an engine (and `threads`) of its
-    own. The records are the same."""
+    """Who computes: this process, or the actors of a Ray cluster, with an engine (and `threads`) each."""
     actors: int | None = Field(None, ge=1)
     """How many; null = one per GPU of the cluster, or one per machine where there are none."""
 

@@ -19,7 +19,7 @@ def load(p: Profile, model: str, dtype: str) -> Any:
     Raises ValueError for a model whose chat template can't serve the profile's training modes.
     """
     rank = max(s.rank for s in (p, *map(p.variant, p.variants)))
-    key = (p.engine, model_dir(model), dtype, p.threads, p.gpu_memory_utilization, rank)
+    key = (p.engine, model_dir(model), dtype, p.threads, p.rows, p.gpu_memory_utilization, rank)
     _LIVE[key] = engine = _KEPT.get(key) or _started(p, model, dtype, rank)
     for mode in {m for b in p.benchmarks for m in p.modes_of(b)} if model == p.model else ():
         engine.check_mode(mode)
@@ -30,7 +30,7 @@ def _started(p: Profile, model: str, dtype: str, rank: int) -> Any:
     if p.engine == "torch":
         from ttsi.engines.torch import TorchEngine
 
-        return TorchEngine(model_dir(model), name=model, dtype=dtype, threads=p.threads)
+        return TorchEngine(model_dir(model), name=model, dtype=dtype, threads=p.threads, rows=p.rows)
     try:
         from ttsi.engines.vllm import VllmEngine
     except ImportError as error:

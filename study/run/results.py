@@ -30,6 +30,7 @@ SELECTING = {
     "name",
     "store",
     "batch",
+    "rows",
     "threads",
     "bank",
 }

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from study.analysis import look
+from study.analysis import costs, look
 
 Row = dict[str, Any]
 _UNTOLD = "No committed run answers this yet."
@@ -191,17 +191,17 @@ def _synthetic(table: pd.DataFrame, folder: Path) -> str:
 
 
 _BENCHED = {
-    "T, usual loop / activated": "training with activated adapters is {} times as fast as the usual loop "
-    "with its merge, save and reload, n = {}",
-    "uncertain sample, usual loop / activated": "a whole uncertain sample {} times, n = {}",
-    "uncertain sample, activated / base answer (prefix pass in the base answer)": "it takes {} base answers, "
-    "n = {}",
+    "uncertain sample, usual loop / activated, SealTool": "with activated adapters an uncertain sample, "
+    "everything charged, is answered {} times as fast as by the usual loop, n = {}",
+    "uncertain sample, activated / base answer, one at a time": "it takes {} base answers, n = {}",
+    "SealTool run, selective / base, seconds per question": "a whole run by the selective rule {} base "
+    "answers per question, n = {}",
 }
 
 
 def _cost(table: pd.DataFrame, folder: Path) -> str:
-    cells = [[c.strip() for c in line.split("|")] for line in (folder / "bench.md").read_text().splitlines()]
-    rows = {c[1]: (c[3], c[2]) for c in cells if len(c) > 4}
+    found = costs.headlines(table)
+    rows = {r["what"]: (look.spread(r, "measured", 2), r["n"]) for r in look.rows_of(found[found["n"] > 0])}
     return _sentence(*(said.format(*rows[what]) for what, said in _BENCHED.items() if what in rows))
 
 

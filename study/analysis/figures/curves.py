@@ -150,26 +150,26 @@ def figure_break_even(curves: pd.DataFrame) -> Figure:
     return figure
 
 
-def figure_costs(table: pd.DataFrame, stages: Sequence[str] = ("h", "g", "t", "answer")) -> Figure:
+def figure_costs(table: pd.DataFrame, stages: Sequence[str] = ("pass", "h", "g", "t", "answer")) -> Figure:
     """The stages of an uncertain sample, stacked, in base answers of the same run; notebook 08's `cost`."""
     whole = table[(table["stage"] == "uncertain") & table["times_base"].notna()]
     caption = (
         "Mean cost of an uncertain sample, direct answers, in base answers (line at 1) of the same benchmark "
-        "and run: H, G, T and the adapted answer. Whisker: 95 % t interval of their sum, where two batches "
-        "or more were timed; base's mean is taken as it is. Diamonds: the paper's, in its own base answers. "
+        "and run, at most: a base answer, which holds the pass over the prompt, H, G, T and the adapted "
+        "answer. Whisker: 95 % t interval of the sum, where two batches or more were timed; base's mean is taken as it is. Diamonds: the paper's, in its own base answers. "
         "What another machine or other cores computed (the run's header says so) compares with no other bar."
     )
     if whole.empty:
         return notice("No sample was adapted", caption)
-    shades = {"h": "#cfe3f1", "g": "#8fbfdf", "t": "#3c86bd", "answer": "#0b4f80"}
-    hatches = {"h": "...", "g": "///", "t": "", "answer": "xx"}
+    shades = {"pass": "#e4e4e4", "h": "#cfe3f1", "g": "#8fbfdf", "t": "#3c86bd", "answer": "#0b4f80"}
+    hatches = {"pass": "\\\\\\", "h": "...", "g": "///", "t": "", "answer": "xx"}
     parts = table.pivot(index=["benchmark", "mode"], columns="stage", values="times_base")
     parts = parts.loc[list(zip(whole["benchmark"], whole["mode"], strict=True))]
     with style():
         figure, grid = panels(1, [1], 0.3 * len(whole), caption, left=1.75, right=0.9)
         axes, heights, start = grid[0, 0], np.arange(len(whole)), np.zeros(len(whole))
         for stage in stages:
-            name = stage if stage == "answer" else stage.upper()
+            name = {"pass": "base answer", "answer": "answer"}.get(stage, stage.upper())
             axes.barh(heights, parts[stage], 0.62, left=start, color=shades[stage], hatch=hatches[stage],
                       ec="white", lw=0.4, label=name)  # fmt: skip
             start = start + parts[stage].to_numpy(float)
@@ -185,7 +185,7 @@ def figure_costs(table: pd.DataFrame, stages: Sequence[str] = ("h", "g", "t", "a
         axes.set(ylim=(len(whole) - 0.5, -0.5), xlabel="cost of an uncertain sample, in base answers")
         axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)
-        axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+        axes.legend(ncols=5, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     return figure
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,21 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 from transformers.utils import logging
 
-logging.disable_progress_bar()
+logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 class UsualLoop:
-    """One model, one sample at a time. `seconds` holds what each stage of the last sample took."""
+    """One model, one sample at a time. clock: around each stage, told its name."""
 
     def __init__(self, folder: Path, dtype: str) -> None:
         self.folder, self.dtype = folder, getattr(torch, dtype)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.model: Any = self._load(folder)
-        self.seconds: dict[str, float] = {}
+        self.clock: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext()
 
     def _load(self, folder: str | Path) -> Any:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype, use_safetensors=True).eval()
-
-    @contextmanager
-    def _clock(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - began
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype, use_safetensors=True)
+        return model.eval()
 
     def _ids(self, text: str) -> torch.Tensor:
         return self.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
@@ -58,17 +52,17 @@ class UsualLoop:
             pad_token_id=self.tokenizer.pad_token_id,
             **sampling,
         )
-        return self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        text: str = self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        return text
 
     def answer(self, prompt: str, max_tokens: int) -> str:
         """The reply of the model as it is, greedy."""
-        with self._clock("base"):
-            return self._generate(prompt, max_new_tokens=max_tokens, repetition_penalty=1.0)
+        return self._generate(prompt, max_new_tokens=max_tokens, repetition_penalty=1.0)
 
     @torch.no_grad()
     def score(self, prompt: str, opening: str, continuations: list[str]) -> list[list[float]]:
         """Log-probabilities (nats) of each continuation's tokens, all in one batch behind one prompt."""
-        with self._clock("H"):
+        with self.clock("h"):
             coded = [
                 self.tokenizer(opening + c, add_special_tokens=False, return_offsets_mapping=True)
                 for c in continuations
@@ -92,15 +86,15 @@ class UsualLoop:
 
     def write(self, prompt: str, max_tokens: int, penalty: float) -> str:
         """The synthetic example as the model writes it, greedy with the paper's repetition penalty."""
-        with self._clock("G"):
+        with self.clock("g"):
             return self._generate(prompt, max_new_tokens=max_tokens, repetition_penalty=penalty)
 
     def adapt_and_answer(
         self, example: str, reply: str, prompt: str, max_tokens: int, settings: dict[str, Any], seed: int
     ) -> tuple[str, list[float]]:
         """The adapted answer and the loss (nats) of each step; the base model stands again afterwards."""
-        with self._clock("T"):
-            adapted = get_peft_model(
+        with self.clock("t"):
+            adapted: Any = get_peft_model(
                 self.model,
                 LoraConfig(
                     r=settings["rank"],
@@ -137,17 +131,17 @@ class UsualLoop:
                 trainer.train()
             losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
         with tempfile.TemporaryDirectory() as merged:
-            with self._clock("merge"):
+            with self.clock("merge"):
                 whole = adapted.merge_and_unload()
-            with self._clock("save"):
+            with self.clock("save"):
                 whole.save_pretrained(merged)
             del trainer, adapted, whole
             self.model = None
-            with self._clock("reload"):
+            with self.clock("reload"):
                 self.model = self._load(merged)
-            with self._clock("answer"):
+            with self.clock("answer"):
                 text = self._generate(prompt, max_new_tokens=max_tokens, repetition_penalty=1.0)
-        with self._clock("restore"):
+        with self.clock("restore"):
             self.model = None
             self.model = self._load(self.folder)
         return text, losses

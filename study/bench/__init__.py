@@ -1,0 +1,1 @@
+"""`make bench`: what a question costs, measured beside the usual loop on the same samples."""
