@@ -164,7 +164,8 @@ HEADLINES = (
 
 def bench_rows(path: Path) -> pd.DataFrame:
     """The rows of `make bench` (`path`: its CSV); empty if there is no such file."""
-    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=BENCH)
+    rows = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    return rows.reindex(columns=BENCH)
 
 
 def alone(bench: pd.DataFrame) -> pd.DataFrame:

@@ -107,7 +107,7 @@ def measured(path: Path, benchmark: str, epochs: int, sft_reads: int, share: flo
     queries. None without such rows, or if the share isn't known.
     """
     data = costs.bench_rows(path)
-    if "device" not in data or np.isnan(share):
+    if data.empty or np.isnan(share):
         return {}
     data = data[data["dtype"] == data["dtype"].iloc[-1]]  # where there are two, bfloat16
     on_gpu = data["device"].astype(str).str.startswith("cuda") & (data["benchmark"] == benchmark)

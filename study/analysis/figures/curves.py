@@ -156,7 +156,8 @@ def figure_costs(table: pd.DataFrame, stages: Sequence[str] = ("pass", "h", "g",
     caption = (
         "Mean cost of an uncertain sample, direct answers, in base answers (line at 1) of the same benchmark "
         "and run, at most: a base answer, which holds the pass over the prompt, H, G, T and the adapted "
-        "answer. Whisker: 95 % t interval of the sum, where two batches or more were timed; base's mean is taken as it is. Diamonds: the paper's, in its own base answers. "
+        "answer. Whisker: 95 % t interval of the sum, where two batches or more were timed; base's mean is "
+        "taken as it is. Diamonds: the paper's, in its own base answers. "
         "What another machine or other cores computed (the run's header says so) compares with no other bar."
     )
     if whole.empty:
