@@ -176,9 +176,20 @@ def test_a_failure_of_the_machine_is_no_wrong_answer(runs: Path, monkeypatch: py
     assert (study.records(["base"]).status == "ok").all()
 
 
-def test_batches_change_neither_text_nor_verdict(smoke_run: Study, runs: Path) -> None:
-    alone = Study("smoke", n=8, batch=1, mode="activated", **METHOD)
+@pytest.mark.parametrize("shape", [{"batch": 1}, {"rows": 3}], ids=["one by one", "in flight"])
+def test_batches_change_neither_text_nor_verdict(
+    smoke_run: Study, runs: Path, shape: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, widths = Study("smoke", n=8, mode="activated", **shape, **METHOD), list[int]()
+    step = alone.engine.step
+
+    def watched(cache: Any, rows: Any, *rest: Any) -> torch.Tensor:
+        widths.append(len(rows))
+        return step(cache, rows, *rest)
+
+    monkeypatch.setattr(alone.engine, "step", watched)
     alone.run()
+    assert max(widths) == shape.get("rows", 1)
     columns = ["sample", "arm", "reply", "correct", "adapted"]
     got = alone.records()
     wanted = smoke_run.records()
