@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--samples", nargs="*", type=driver.Wanted.read, metavar="NAME=N/PAIRED",
                         default=[*map(driver.Wanted.read, ("sealtool=8/3", "nexusraven:virustotal=2/1"))],
                         help="uncertain samples, and how many of them the usual loop runs too")  # fmt: skip
-    parser.add_argument("--questions", type=int, default=24, help="of the first benchmark, as a whole run")
+    parser.add_argument("--questions", type=int, default=16, help="of the first benchmark, as a whole run")
     parser.add_argument("--go-on", action="store_true", help="measure only what the last run lacks")
     parser.add_argument("--report", action="store_true", help="of what has been measured")
     parser.add_argument("--bfloat16", action="store_true", help="count only how often bfloat16 rounds apart")

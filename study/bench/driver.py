@@ -124,7 +124,7 @@ def measure(
                 keep()
                 seconds = (f"{p} {d['stages']['t']['seconds']:.1f} s" for p, d in done.items())
                 say(f"{name} {len(taken)}/{n}, T: {', '.join(seconds)}")
-            if name == wanted[0].benchmark and TOGETHER not in run:
+            if name == wanted[0].benchmark and taken and TOGETHER not in run:
                 run[TOGETHER] = found = ours("together", samples=taken[:ROWS])
                 run["rows"] += _batch(name, TOGETHER, "activated", found)
                 say(f"{found['n']} samples together")
@@ -133,8 +133,8 @@ def measure(
                 say(f"a run of {found['n']} questions")
                 keep()
         run["machine"]["flops"] = max(run["machine"]["flops"], machine["flops"], ours("machine")["flops"])
-    for batch in (run[TOGETHER], run["run"]):
-        batch.pop("stages", None)
+    for batch in ("run", TOGETHER):
+        run.get(batch, {}).pop("stages", None)
 
 
 def _take_turns(

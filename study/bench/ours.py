@@ -143,8 +143,7 @@ class Ours:
             self.papers.reply(able, adapters, lessons)
         with clock("answer, drafted from base"):
             stages.reply(able, adapters, lessons)
-        alone = [_only(self.papers.answer([q]))[0].tokens for q in queries]
-        equal = sum(a == stages.answered(q) for a, q in zip(alone, queries, strict=True))
+        equal = sum(self.begun[q.id][2].answered(q) == stages.answered(q) for q in queries)
         return {"n": len(queries), "adapted": len(able), "equal": equal, "stages": clock.stages}
 
     def questions(self, samples: Sequence[str]) -> dict[str, Any]:

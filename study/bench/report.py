@@ -204,7 +204,8 @@ def report(found: Mapping[str, Any]) -> str:
         "Ratios are geometric means over samples on which the programs took turns, with 95 % t intervals; "
         "what was timed once, for several together or a whole run, has none. Limit: the same if our passes "
         "over prompts and T ran at the machine's full matrix rate. Rows near it stand on the floor of "
-        "arithmetic, the others are ours to win.",
+        "arithmetic, the others are ours to win. In bfloat16, where a batch's shape can turn a near-tie, "
+        "eight are decoded together and wait for the last instead of flying.",
         look.markdown(shown_headlines(costs.headlines(table))),
         "T alone: training only, without the usual loop's merge, save and reload. What arithmetic allows is "
         "the ratio to expect where both reach the same share of the machine's rate. T of activated stands on "
