@@ -120,6 +120,8 @@ def drafts(table: pd.DataFrame) -> pd.DataFrame:
     for (dtype, benchmark), group in costs.alone(table).groupby(["dtype", "benchmark"], sort=False):
         for (program, stage), kind in kinds.items():
             part = group[(group["program"] == program) & (group["stage"] == stage)]
+            if part.empty:
+                continue
             tokens, drafted, accepted = (part[c].sum() for c in ("decoded_tokens", "drafted", "accepted"))
             each = costs.ratio(part["decoded_tokens"], part["decoded_tokens"] - part["accepted"])
             row = {"precision": dtype, "benchmark": named(str(benchmark)), "reply": kind, "n": str(len(part))}
@@ -210,7 +212,7 @@ def report(found: Mapping[str, Any]) -> str:
         "T alone: training only, without the usual loop's merge, save and reload. What arithmetic allows is "
         "the ratio to expect where both reach the same share of the machine's rate. T of activated stands on "
         "the pass over the prompt, which is not in it: a share of a query, not what one costs.",
-        look.markdown(floors(table)),
+        look.markdown(t_alone) if len(t_alone := floors(table)) else "Not measured: no sample was paired.",
         "Seconds per uncertain sample whose first greedy example could be read (means). Charged: all that it "
         "needs, the base answer only where the rule wants one. `usual` reads the prompt anew in every stage "
         "and decodes token by token; ttsi's pass over it is `prefix`. `selective` is `activated` with the "
