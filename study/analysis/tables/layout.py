@@ -1,5 +1,0 @@
-"""See `study.analysis.tables`."""
-
-from study.analysis.look import bracket
-
-__all__ = ["bracket"]
