@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from study.data.models import model_dir
@@ -39,6 +40,8 @@ TOOLS = [
 
 def main() -> None:
     """Asks one question and prints the stages and the answer."""
+    project = Path(__file__).resolve().parent.parent
+    os.environ.setdefault("TTSI_CACHE", str(project / ".cache"))  # where make keeps models, too
     parser = argparse.ArgumentParser(description="Asks an agent that adapts itself to what it is unsure of.")
     parser.add_argument("question", nargs="?", default="How do I get from Rome to Oslo?")
     parser.add_argument("--model", default="qwen2.5-coder-0.5b", help="a name, a folder, or org/name@commit")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from study.data.judge import judge
 from study.data.models import model_dir
 from ttsi import Agent
 
-WRITTEN = Path(__file__).with_name("home.json")
+WRITTEN = Path(__file__).resolve().with_name("home.json")
 
 
 def rows_of(model: str) -> pd.DataFrame:
@@ -74,6 +75,9 @@ def shown(estimate: Estimate, sign: str = "") -> str:
 
 def main() -> None:
     """Asks all questions and prints the table."""
+    os.environ.setdefault(
+        "TTSI_CACHE", str(WRITTEN.parent.parent / ".cache")
+    )  # the project's, as make has it
     parser = argparse.ArgumentParser(description="Base against Agent on forty questions over twelve tools.")
     parser.add_argument("--model", action="append", help="a name, or a model's folder; may be given again")
     lines = []

@@ -18,6 +18,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -239,7 +240,10 @@ def test_a_sample_that_kills_its_actors_is_an_error_and_no_more(
     # The next run tries it again.
     again = on_ray("smoke", **TINY)
     again.run(arms)
-    assert lines(again.records(METHOD)) == lines(wanted)
+    found = again.records(METHOD)
+    # Its group was answered without it: in the last digits a product depends on how many rows it has.
+    assert np.allclose(found["likelihood"], wanted["likelihood"], rtol=1e-4, equal_nan=True)
+    assert lines(found.drop(columns="likelihood")) == lines(wanted.drop(columns="likelihood"))
 
 
 @needs_ray
