@@ -48,8 +48,8 @@ export: setup ## what was run into results/PROFILE, its outputs into the noteboo
 	@$(PY) -m study.notebooks export --profile $(PROFILE)
 	@$(PY) -m study.notebooks keep --profile $(PROFILE) $(N)
 
-plan: setup ## what `make reproduce FROM=` would compute, in time and disk
-	@$(PY) -c "import sys; from study.run.plan import plan; from study.run.study import Study; print(plan(Study(sys.argv[1])))" $(PROFILE)
+plan: setup ## what `make reproduce FROM=` would compute, in time and disk; DETAILS=1: stage by stage
+	@$(PY) -c "import sys; from study.run.plan import plan; from study.run.study import Study; print(plan(Study(sys.argv[1]), bool(sys.argv[2:])))" $(PROFILE) $(DETAILS)
 
 notebook: setup ## one analysis with other parameters, into figures/PROFILE-changed or figures/NAME: make notebook N=02 ARGS="n=8"
 	@$(if $(N),,$(error say which one, e.g. make notebook N=02))

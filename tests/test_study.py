@@ -345,7 +345,7 @@ def test_the_plan_loads_no_model_and_no_torch(tmp_path: Path) -> None:
     program = """import sys
 from study.run.study import Study
 from study.run.plan import plan
-print(plan(Study("smoke")))
+print(plan(Study("smoke"), details=True))
 print("torch" in sys.modules)"""
     env = {**os.environ, "TTSI_RUNS": str(tmp_path)}
     done = subprocess.run(
@@ -357,16 +357,21 @@ print("torch" in sys.modules)"""
 
 
 def test_the_plan_of_a_finished_run_is_empty(smoke_run: Study) -> None:
-    lines = plan(smoke_run).splitlines()[1:-2]
+    lines = plan(smoke_run, details=True).splitlines()[1:-2]
     counts = [re.findall(r" (\d+) samples, +(\d+) stored", line) for line in lines]
     assert len(lines) == 5 and all(asked == stored for ((asked, stored),) in counts)
     assert "Estimated 0 minutes" in plan(smoke_run)
+    short = plan(smoke_run).splitlines()[1:-2]
+    assert len(short) == 1 + len(smoke_run.profile.variants), "a benchmark, and each variant"
+    ((asked, stored),) = re.findall(r" (\d+) results, +(\d+) stored", short[0])
+    assert asked == stored == str(sum(int(n) for ((n, _),) in counts))
     bare = Study(smoke_run.profile.model_copy(update={"k": 3}))
     bare.store = smoke_run.store
     assert any(
         asked != stored
         for ((asked, stored),) in (
-            re.findall(r" (\d+) samples, +(\d+) stored", line) for line in plan(bare).splitlines()[1:-2]
+            re.findall(r" (\d+) samples, +(\d+) stored", line)
+            for line in plan(bare, details=True).splitlines()[1:-2]
         )
     )
 

@@ -103,6 +103,18 @@ class Line:
     stored: int = 0
     seconds: float = 0.0
 
+    def add(self, other: Line) -> None:
+        """Counts another one's as well."""
+        self.asked, self.stored = self.asked + other.asked, self.stored + other.stored
+        self.seconds += other.seconds
+
+    def text(self, name: str, unit: str) -> str:
+        """The line of a plan."""
+        return (
+            f"  {name:48s} {self.asked:5.0f} {unit}, {self.stored:5.0f} stored, "
+            f"about {self.seconds / 60:5.1f} min to compute"
+        )
+
 
 @dataclass
 class Ledger:
@@ -183,10 +195,13 @@ def _time(p: Profile, seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes"
 
 
-def plan(study: Study) -> str:
-    """Stages × samples × seeds of a study and its variants, with minutes and disk. Loads no model."""
+def plan(study: Study, details: bool = False) -> str:
+    """What a study and its variants lack, with minutes and disk. Loads no model.
+
+    A line for each benchmark and each variant; with `details` one for each stage and the arm that asks first.
+    """
     p = study.profile
-    lines, seconds = _lacking(study)
+    lines, seconds = _lacking(study, details=details)
     models = dict.fromkeys([p.model, *(v.model for v in map(p.variant, p.variants))])
     if isinstance(p.teacher, str):
         models[p.teacher] = None
@@ -204,12 +219,18 @@ def plan(study: Study) -> str:
     )
 
 
-def _lacking(study: Study, only: Container[str] | None = None) -> tuple[list[str], float]:
-    """A line for each stage of a study and its variants, and its seconds in all; `only` of benchmarks."""
+def _lacking(
+    study: Study, only: Container[str] | None = None, details: bool = True
+) -> tuple[list[str], float]:
+    """A line for each stage of a study and its variants, and its seconds in all; `only` of benchmarks.
+
+    Without details a line for each benchmark, and one for each variant.
+    """
     lines, seconds = list[str](), 0.0
     counted: set[tuple[Any, ...]] = set()  # what a variant has in common with others counts once
     for part in (study, *map(study.variant, study.profile.variants)):
-        if part.variant_name:
+        whole = Line()
+        if part.variant_name and details:
             lines.append(f"  variant {part.variant_name}")
         for benchmark in (b for b in part.profile.benchmarks if only is None or b in only):
             for seed in part.profile.seeds:
@@ -217,14 +238,19 @@ def _lacking(study: Study, only: Container[str] | None = None) -> tuple[list[str
                     why = part.missing.get(benchmark, "no sample asked for")
                     lines.append(f"  {benchmark}: missing. {why}")
                     continue
+                here = Line()
                 for what, line in _dry_run(part, benchmark, seed, counted).items():
-                    seconds += line.seconds
-                    lines.append(
-                        f"  {f'{benchmark} seed {seed} {what}':48s} {line.asked:5.0f} samples, "
-                        f"{line.stored:5.0f} stored, about {line.seconds / 60:5.1f} min to compute"
-                    )
+                    here.add(line)
+                    if details:
+                        lines.append(line.text(f"{benchmark} seed {seed} {what}", "samples"))
+                if not (details or part.variant_name):
+                    lines.append(here.text(f"{benchmark} seed {seed}", "results"))
+                whole.add(here)
                 lines += [f"  {b}: {a} {why}" for (b, a), why in part.lacking.items() if b == benchmark]
-    return lines, seconds
+        if part.variant_name and not details:
+            lines.append(whole.text(f"variant {part.variant_name}", "results"))
+        seconds += whole.seconds
+    return list(dict.fromkeys(lines)) if not details else lines, seconds
 
 
 def _dry_run(study: Study, benchmark: str, seed: int, counted: set[tuple[Any, ...]]) -> dict[str, Line]:
