@@ -23,7 +23,7 @@ from study.analysis.answers import Answers, Key, column, compare
 from study.run.results import Results
 from study.run.study import Study
 from study.site import front, records
-from study.site.build import ROOT, Site, build
+from study.site.build import ROOT, Site, build, folders
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +159,16 @@ def test_the_headline_is_the_tables(site: Path) -> None:
             f"{row['difference']:+.1f} [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}] points"
         )
         assert f"{shown.replace('-', '−')}, n = {row['n']:.0f}, {row['gained']:.0f} gained" in text
+
+
+def test_the_page_of_results_is_the_tables() -> None:
+    """docs/results.md is written, never typed: `make site` writes it anew where this fails."""
+    told = front.tell(folders(ROOT))
+    text = front.markdown(told, ROOT)
+    assert (ROOT / "docs" / "results.md").read_text() == text
+    assert text.count("\n## ") == len(told) and text.count("![") >= len(told) - 2
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (ROOT / "docs" / link).exists(), link
 
 
 def test_what_tells_better_from_worse() -> None:

@@ -32,6 +32,13 @@ def build(to: Path, root: Path = ROOT) -> list[Path]:
     return Site(to, root).write()
 
 
+def folders(root: Path) -> list[Path]:
+    """The folders of figures that are told of: those of committed runs, and that of the bench."""
+    # Figures of a run that was not exported are a trial's.
+    runs = sorted(path.parent.name for path in root.glob("results/*/header.json"))
+    return [root / "figures", *(root / "figures" / run for run in runs)]
+
+
 class Site:
     """Pages that link to each other; what a page links to in the checkout becomes a page or a copy of it."""
 
@@ -72,10 +79,8 @@ class Site:
     def _front(self) -> None:
         notebooks = sorted((self.root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
         number = {path.name[:2]: path for path in notebooks}
-        # Figures of a run that was not exported are a trial's.
-        runs = sorted(path.parent.name for path in self.root.glob("results/*/header.json"))
         figures, questions = self.root / "figures", list[dict[str, object]]()
-        for told in front.tell([figures, *(figures / run for run in runs)]):
+        for told in front.tell(folders(self.root)):
             asked, links = told.asked, []
             if (notebook := number.get(asked.notebook)) is not None:
                 links.append((f"Notebook {asked.notebook}", self._link(notebook)))

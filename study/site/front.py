@@ -149,6 +149,20 @@ def _threshold(table: pd.DataFrame, folder: Path) -> str:
     return _sentence(*said)
 
 
+def _selective(table: pd.DataFrame, folder: Path) -> str:
+    said = []
+    for benchmark, rows in table.groupby("benchmark", sort=False):
+        of = {r["rule"]: r for r in look.rows_of(rows)}
+        if (own := of.get("q < ½, surer")) is None:
+            continue
+        paper = next((r for rule, r in of.items() if rule.startswith("margin") and "surer" not in rule), None)
+        beside = f"; the paper's rule {look.spread(paper, 'difference', sign='+')}" if paper else ""
+        changed = f"{own['gained']:g} gained, {own['lost']:g} lost, n = {own['n']:g}"
+        gain = look.spread(own, "difference", sign="+")
+        said.append(f"{look.label(str(benchmark))}: {gain} points against base, {changed}{beside}")
+    return _sentence(*said)
+
+
 def _several(table: pd.DataFrame, folder: Path) -> str:
     n = table["n"]
     many = f"{n.min():g}" if n.min() == n.max() else f"{n.min():g} to {n.max():g}"
@@ -210,6 +224,8 @@ ASKED = [
     Asked("Does the model know when it is wrong?", "table_estimator", "figure4_rivals", "01", _awareness,
           by="n_right"),
     Asked("Which threshold?", "figure_threshold", "figure_threshold", "04", _threshold),
+    Asked("Does an answer that has to earn its place do better?", "table_selective", "figure_selective", "11",
+          _selective),
     Asked("Does the fast way of training cost accuracy?", "table_modes", "", "08", _modes, _effects),
     Asked("What does it cost?", "bench", "bench", "08", _cost, by=""),
     Asked("Against ICL, SFT, a teacher and an oracle?", "table_methods", "figure2_methods", "03", _several,
@@ -222,6 +238,28 @@ ASKED = [
           by="asked"),
     Asked("What is a gain made of?", "table_controls", "figure_controls", "09", _controls, by=""),
 ]  # fmt: skip
+
+
+def markdown(told: Sequence[Told], root: Path) -> str:
+    """The questions with their answers as Markdown for docs/: the picture first, then the sentence."""
+    parts = [
+        "# Results\n\nWritten by `make site` from the committed tables; brackets are 95 % intervals. What is "
+        "confirmatory and what was found by looking: [hypotheses.md](hypotheses.md)."
+    ]
+    for t in told:
+        links = [f"[notebook {t.asked.notebook}](../{p.relative_to(root)})"
+                 for p in sorted(root.glob(f"notebooks/{t.asked.notebook}_*.ipynb"))]  # fmt: skip
+        files = (
+            [t.folder / f"{n}.{e}" for n, e in ((t.asked.picture, "png"), (t.asked.table, "md"))]
+            if t.folder
+            else []
+        )
+        shown = {p.suffix: f"../{p.relative_to(root).as_posix()}" for p in files if p.exists()}
+        picture = [f"![{t.asked.asks}]({shown['.png']})"] if ".png" in shown else []
+        links = ([f"[table]({shown['.md']})"] if ".md" in shown else []) + links
+        run = [f"run `{t.folder.name}`"] if t.folder and t.folder.name != "figures" else []
+        parts.append("\n\n".join([f"## {t.asked.asks}", *picture, t.sentence, " · ".join([*run, *links])]))
+    return "\n\n".join(parts) + "\n"
 
 
 # --- intervals ------------------------------------------------------------------------------------------
