@@ -94,7 +94,8 @@ def _earlier(study: Study, folder: Path) -> dict[str, Any] | None:
         return None
     before = about(folder)
     was, now = Profile.model_validate(before["profile"]).model_dump(), study.profile.model_dump()
-    if other := [k for k in now if was[k] != now[k] and k not in SELECTING]:
+    asks = SELECTING | {"estimators", "ood_sizes"}  # what is run, not how
+    if other := [k for k in now if was[k] != now[k] and k not in asks]:
         raise ValueError(
             f"the results in {folder} were made with another {', '.join(other)}: export elsewhere"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -74,14 +75,15 @@ class Reading:
         return self.profile.answer_opening or is_here(self.profile.model)
 
     def _ran(self, step: Step, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """The outcomes of an arm as far as it was run: whole groups, or all samples, or none.
+        """The outcomes of an arm as far as it was run: whole groups from the first on, or all samples.
 
         Of a run that was cut, what is known first are the samples that nothing had to be computed for: to
-        count those alone would be to count the certain ones.
+        count those alone would be to count the certain ones; so would whole groups of them behind a gap.
         """
         size = len(outcomes) if ARMS[step.arm].whole else self.profile.batch
         groups = [outcomes[i : i + size] for i in range(0, len(outcomes), max(1, size))]
-        return [o for group in groups if all(map(frames.known, group)) for o in group]
+        ran = takewhile(lambda group: all(map(frames.known, group)), groups)
+        return [o for group in ran for o in group]
 
     def scores(self) -> pd.DataFrame:
         """One row per benchmark, sample and seed: what H and its rivals say. Columns: `frames.SCORES`."""
