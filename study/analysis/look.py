@@ -74,7 +74,7 @@ def arm_name(row: Mapping[str, Any]) -> str:
     pool = row.get("pool_n")
     if pool is None or pd.isna(pool) or not pool:
         return str(row["arm"])
-    return f"{row['arm']} ({pool} sample{'s' if pool > 1 else ''})"
+    return f"{row['arm']} ({pool:g} sample{'s' if pool > 1 else ''})"
 
 
 def main_benchmark(benchmarks: Iterable[str]) -> str:

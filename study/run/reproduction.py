@@ -182,8 +182,8 @@ class Part(Study):
                 asked = [queries[i] for i in ids]
                 if self.play(cell.step, asked, *where, False).lacking:
                     due.append((cell, asked, cell.seconds * len(ids) + cell.once * (number == 0)))
-            if due:
-                arms = " ".join(dict.fromkeys(cell.step.arm for cell, _, _ in due))
+            if any(seconds < left for _, _, seconds in due):
+                arms = " ".join(dict.fromkeys(c.step.arm for c, _, seconds in due if seconds < left))
                 of = f"{self.profile.model} {self.variant_name}".strip()
                 say(f"{left / 60:.1f} min left: {where[0]}, {of}, round {number + 1}: {arms}")
             for cell, asked, seconds in due:

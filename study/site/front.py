@@ -98,11 +98,10 @@ def _main(table: pd.DataFrame, folder: Path) -> str:
     best = max(rows, key=lambda r: r["difference"], default=None)
     if best is None:
         return ""
-    base = table[(table["arm"] == "base") & (table["benchmark"] == best["benchmark"])
-                 & (table["inference"] == best["inference"])].iloc[0]  # fmt: skip
+    before = best["accuracy"] - best["difference"]  # base's on the same samples
     largest = (
         f"the largest is {best['arm']}'s on {look.label(best['benchmark'])}, {best['mode']}, from "
-        f"{base['accuracy']:.1f} % to {look.spread(best, 'accuracy')} %, p = {best['p']:.2g}"
+        f"{before:.1f} % to {look.spread(best, 'accuracy')} %, n = {best['pairs']:g}, p = {best['p']:.2g}"
     )
     return _sentence(f"against the model as it is, {told_from_zero(rows)}", largest)
 

@@ -74,9 +74,12 @@ def figure2_scaling(table: pd.DataFrame) -> Figure:
     caption += f" Not run in this profile: {', '.join(absent)}." if absent else ""
     if base.empty or len(there) == 1:
         return notice("Too few arms were run to compare", caption)
-    n = int(base["n"].iloc[0])
+    fewest, n = int(there["n"].min()), int(base["n"].iloc[0])
+    counts = f"n = {n} samples at every point. "
+    if fewest < n:
+        counts = f"n = {n} samples of base, {fewest} or more at the other points. "
     with style():
-        figure, grid = panels(1, [1], 2.7, f"n = {n} samples at every point. " + caption, right=1.75)
+        figure, grid = panels(1, [1], 2.7, counts + caption, right=1.75)
         axes = grid[0, 0]
         row = base.iloc[0]
         axes.axhspan(row["low"], row["high"], color=COLOURS["base"], alpha=0.07, lw=0)

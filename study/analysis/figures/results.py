@@ -23,21 +23,21 @@ Line = tuple[str, Mapping[str, Any], str]  # its name, the table's row, the pref
 def main_results_figure(table: pd.DataFrame) -> Figure:
     """Table 1 as a picture: accuracy of each arm (left), difference to base on the same samples (right)."""
     there = table[table["accuracy"].notna()]
-    groups = {
-        f"{label(str(benchmark))}, n = {rows['n'].iloc[0]}": _lines(rows, there)
+    groups = dict(
+        _counted(label(str(benchmark)), rows, _lines(rows, there))
         for benchmark, rows in there.groupby("benchmark", sort=False)
-    }
+    )
     return forest(groups, READING.format("base") + PAPER, "No benchmark was scored")
 
 
 def figure2_methods(table: pd.DataFrame) -> Figure:
     """Figure 2, left: ways of learning on one benchmark, each against base; notebook 03's `table`."""
     there = table[table["accuracy"].notna()]
-    n = "" if there.empty else f", n = {there['n'].max()}"
     caption = READING.format("base") + (PAPER if there["paper"].notna().any() else "")
     for note, rows in table[table["accuracy"].isna()].groupby("note", sort=False):
         caption += f" {str(note)[0].upper()}{str(note)[1:]}: {', '.join(rows['arm'])}."
-    groups = {label(table["benchmark"].iloc[0]) + n: _lines(there, there)} if len(there) else {}
+    lines = _lines(there, there)
+    groups = dict([_counted(label(table["benchmark"].iloc[0]), there, lines)]) if lines else {}
     return forest(groups, caption, "No arm was scored")
 
 
@@ -46,9 +46,9 @@ def figure3_model_size(table: pd.DataFrame) -> Figure:
     groups = {}
     there = table[table["accuracy"].notna() | table["paper"].notna()]
     for model, rows in there.groupby("model", sort=False):
-        ours = rows[rows["accuracy"].notna()]
-        n = f", n = {ours['n'].max()}" if len(ours) else " (the paper's)"
-        groups[model_label(str(model)).partition(",")[0] + n] = _lines(rows, table)
+        name, ours = model_label(str(model)).partition(",")[0], rows[rows["accuracy"].notna()]
+        heading, lines = _counted(name, ours, _lines(rows, table))
+        groups[heading if len(ours) else f"{name} (the paper's)"] = lines
     absent = table.loc[table["accuracy"].isna() & table["paper"].isna(), "model"]
     caption = "All of ours on the same samples. " + READING.format("the same model's base")
     caption += " Quantised models: Q4_K_M, dequantised."
@@ -64,7 +64,7 @@ def figure_controls(table: pd.DataFrame) -> Figure:
     control, other = there["asks"] != "", there["variant"] != ""
     groups: dict[str, list[Line]] = {}
     for heading, mask in (
-        ("The method", ~control),
+        ("The method", ~control & ~other),
         ("Control arms", control & ~other),
         ("Other settings", other),
     ):
@@ -87,6 +87,15 @@ def _lines(rows: pd.DataFrame, table: pd.DataFrame) -> list[Line]:
         name = arm_name(row) + (f", {row['inference']}" if inferences > 1 else "")
         lines.append((name + (f", {row['mode']}" if row["mode"] != "none" and modes > 1 else ""), row, ""))
     return lines
+
+
+def _counted(heading: str, rows: pd.DataFrame, lines: list[Line]) -> tuple[str, list[Line]]:
+    """The heading with the rows' n; where it isn't the same for all, each line has its own in brackets."""
+    if rows["n"].nunique() == 1:
+        return f"{heading}, n = {rows['n'].iloc[0]}", lines
+    return heading, [
+        (f"{name} ({row['n']})" if pd.notna(row["n"]) else name, row, p) for name, row, p in lines
+    ]
 
 
 def forest(
@@ -125,8 +134,8 @@ def forest(
         symmetric(differences)
         differences.axvline(0, color="#444444", lw=0.9)
         differences.set(xlabel=f"{difference[0].lower()}{difference[1:]}, points", title=difference)
-        note = {"loc": "right", "fontsize": 7, "weight": "normal", "color": "#444444", "x": 1.22}
-        differences.set_title("gained, lost", **note)
+        differences.annotate("gained, lost", (1, 1), xytext=(1, 4), xycoords="axes fraction", fontsize=6.5,
+                             textcoords="offset points", color="#444444", annotation_clip=False)  # fmt: skip
         differences.set_yticks([])
     return figure
 
