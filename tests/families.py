@@ -148,6 +148,15 @@ _PHI = {
     "stop": "<|end|>",
     "eos": "<|endoftext|>",
 }
+_LLAMA2: dict[str, Any] = {
+    "controls": "<s> </s>",
+    "opens": "",
+    "stop": "</s>",
+    "eos": "</s>",
+    "bos": "<s>",
+    "words": spaced_always,
+    "tools": False,
+}
 FAMILIES: dict[str, Family] = {
     "llama3": Family(
         "llama",
@@ -184,28 +193,8 @@ FAMILIES: dict[str, Family] = {
         config={"sliding_window": WINDOW},
         seed=1,
     ),
-    "mistral_v1": Family(
-        "mistral",
-        TEMPLATES / "mistral_v1.jinja",
-        controls="<s> </s>",
-        opens="",
-        stop="</s>",
-        eos="</s>",
-        bos="<s>",
-        words=spaced_always,
-        tools=False,
-    ),
-    "zephyr": Family(
-        "llama",
-        TEMPLATES / "zephyr.jinja",
-        controls="<s> </s>",
-        opens="",
-        stop="</s>",
-        eos="</s>",
-        bos="<s>",
-        words=spaced_always,
-        tools=False,
-    ),
+    "mistral_v1": Family("mistral", TEMPLATES / "mistral_v1.jinja", **_LLAMA2),
+    "zephyr": Family("llama", TEMPLATES / "zephyr.jinja", **_LLAMA2),
     "phi3": Family(
         "phi3",
         TEMPLATES / "phi3.jinja",
