@@ -8,8 +8,11 @@ import math
 import runpy
 import subprocess
 import sys
+import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +25,9 @@ from study.playground import Playground
 from ttsi import Agent, Answer, estimator, prompts, synthesizer, trainer
 from ttsi.calls import canonical, parse_calls
 from ttsi.engines.base import EngineError, Request, TooLong
+from ttsi.engines.openai import OpenAIEngine
 from ttsi.engines.torch import TorchEngine
+from ttsi.live import turn
 from ttsi.seeds import seed_for
 from ttsi.types import Generation, LoraSettings, Message, Sampling, Tool
 
@@ -274,7 +279,66 @@ def test_threads_take_turns(engine: TorchEngine) -> None:
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda pair: pair[0].call(pair[1]), asked))
     assert all(same(a, b) for a, b in zip(alone, together, strict=True))
-    assert travel.lock is clock.lock
+    assert turn(travel.engine) is turn(clock.engine)
+
+
+def test_a_model_and_its_writer_are_each_asked_by_one_thread_at_a_time(engine: TorchEngine) -> None:
+    """The filters ask the model itself, also where another one writes."""
+    another = TorchEngine(model_dir("tiny"), name="another", dtype="float32", threads=1)
+    inside, most = Counter[str](), Counter[str]()
+
+    class Watched:
+        def __init__(self, name: str, of: Any) -> None:
+            self.name, self.of = name, of
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.of, name)
+
+        def generate(self, requests: Any, sampling: Any) -> Any:
+            inside[self.name] += 1
+            most[self.name] = max(most[self.name], inside[self.name])
+            time.sleep(0.01)
+            try:
+                return self.of.generate(requests, sampling)
+            finally:
+                inside[self.name] -= 1
+
+    model, other = Watched("model", engine), Watched("writer", another)
+    asked = selective(model, writer=other, filters=("agreeing",))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda question: asked.call(question, tau=ALWAYS), [TORN, LIKELY, SURE, TORN]))
+    assert most == {"model": 1, "writer": 1}
+
+
+def test_an_endpoint_is_asked_by_several_at_once() -> None:
+    assert OpenAIEngine.concurrent
+    with turn(SimpleNamespace(concurrent=True)), turn(SimpleNamespace(concurrent=True)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"answer_with": "surest"}, "answer_with = 'surest' is none of adapted, surer"),
+        ({"uncertainty": "marginn"}, "uncertainty = 'marginn' is none of margin, likelihood"),
+        ({"layout": "nativ"}, "layout = 'nativ'"),
+        ({"mode": "active"}, "mode = 'active' is none of exact, activated"),
+        ({"filters": ("agreed",)}, r"filters\[0\] = 'agreed'"),
+    ],
+)
+def test_a_wrong_choice_is_said(engine: TorchEngine, wrong: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Agent(engine, TRAVEL, **wrong)
+
+
+def test_what_is_no_json_is_named_by_its_place(engine: TorchEngine) -> None:
+    with pytest.raises(ValueError, match=r"tools\[1\] holds a function, which is no JSON"):
+        Agent(engine, [*TRAVEL[:1], lambda x: x])
+    asked = agent(engine)
+    with pytest.raises(ValueError, match="give a list"):
+        asked.open({"role": "user", "content": SURE})
+    with pytest.raises(ValueError, match=r"messages\[0\] holds a set"):
+        asked.open([{"role": "user", "content": {1, 2}}])
 
 
 # --- what goes in -------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -170,6 +172,21 @@ def test_holm_by_hand_and_in_order():
 def test_smallest_detectable_is_six_points_at_the_papers_n():
     assert statistics.smallest_detectable(294, 0.15) == pytest.approx(0.063, abs=0.001)
     assert np.isnan(statistics.smallest_detectable(3, 0.5))
+
+
+def test_the_exact_tests_power_by_enumeration():
+    for n, discordant, d in ((10, 0.5, 0.4), (8, 0.9, 0.9), (20, 0.3, 0.2)):
+        gain, lose = (discordant + d) / 2, (discordant - d) / 2
+        found = sum(
+            math.comb(n, a) * math.comb(n - a, b) * gain**a * lose**b * (1 - discordant) ** (n - a - b)
+            for a in range(n + 1)
+            for b in range(n + 1 - a)
+            if statistics.mcnemar(a, b) < 0.05
+        )
+        assert statistics.mcnemar_power(n, discordant, d) == pytest.approx(found)
+    assert np.isnan(statistics.smallest_detectable(5, 0.5)), "p = .0625 is the least there is"
+    d = statistics.smallest_detectable(8, 0.15)
+    assert statistics.mcnemar_power(8, max(d, 0.15), d) == pytest.approx(0.8)
 
 
 def test_smallest_detectable_has_its_power():

@@ -12,6 +12,7 @@ from cells import played
 
 from study.analysis import awareness, costs, detection, figures, look, paper, selective, statistics, synthetic
 from study.analysis.answers import joined, split
+from study.run.config import load_profile
 from ttsi.types import Call, Example, Synthesis
 
 
@@ -887,6 +888,19 @@ def test_what_is_to_be_confirmed_is_sealed_until_it_is_whole() -> None:
             for i in range(n)
         ]
     )
-    assert selective.sealed(whole)["likelihood"].notna().all()
-    part = selective.sealed(whole.drop(index=0))
-    assert part["likelihood"].notna().sum() == 4 and set(part.dropna()["benchmark"]) == {"sealtool"}
+    of = whole.assign(inference="direct", seed=0, status="ok", model="qwen2.5-coder-0.5b", dtype="float32")
+    base, adapted = of.assign(arm="base"), of.assign(arm="tt_si_all")
+    adapted.loc[0, "status"] = "error"  # left out and counted, not waited for
+    both = pd.concat([base, adapted])
+    assert selective.complete(both) and selective.sealed(whole, both)["likelihood"].notna().all()
+    for part in (base, pd.concat([base, adapted.drop(index=0)]), pd.concat([base, adapted.assign(seed=1)])):
+        left = selective.sealed(whole, part)
+        assert not selective.complete(part) and set(left.dropna()["benchmark"]) == {"sealtool"}
+    assert selective.sealed(whole, base.assign(model="another"))["likelihood"].notna().all()
+
+    profile = load_profile("full").model_dump()
+    assert selective.registered(profile, both)
+    whole_bfcl = {"benchmarks": counts | {"bfcl": None}}
+    for change in ({"k": 2}, {"seeds": [0, 1]}, {"answer_opening": False}, whole_bfcl):
+        assert not selective.registered(profile | change, both)
+    assert not selective.registered(profile, both.assign(dtype="bfloat16"))

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakKeyDictionary
 
 from ttsi.conversations import read_messages
 from ttsi.engines.base import Engine
@@ -24,15 +22,12 @@ from ttsi.live import Answer, Live
 from ttsi.method import THRESHOLDS, Filter, Method, Uncertain
 from ttsi.schemas import BadField, read_tool
 from ttsi.strict_json import require_plain
-from ttsi.types import PAPER_SAMPLING, Layout, LoraSettings, Message, Query, Sampling, Tool
+from ttsi.types import PAPER_SAMPLING, Layout, LoraSettings, Message, Query, Sampling, Tool, TrainingMode
 
 if TYPE_CHECKING:
     from ttsi.engines.torch import TorchEngine
 
 Turn = Message | Mapping[str, Any]
-
-_LOCKS: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
-_LOCKS_LOCK = threading.Lock()
 
 
 class Agent:
@@ -52,6 +47,7 @@ class Agent:
     required: the reply begins as a call does, as a chat API has it with `tool_choice="required"`; else it may
     be words. constrained: it is calls that keep to the grammar of the tools, see `grammar`. layout: how the
     question is put, see `prompts`.
+    mode: what T trains, whatever the mode of `lora` is.
     answering, writing: decoding of answers (greedy) and of syntheses (the paper's).
     The same question, tools and seed give the same answer.
 
@@ -70,7 +66,7 @@ class Agent:
         uncertainty: Uncertain = "likelihood",
         answer_with: Literal["adapted", "surer"] = "surer",
         tau: float | None = None,
-        mode: Literal["exact", "activated"] = "activated",
+        mode: TrainingMode = "activated",
         k: int = 1,
         retries: int = 5,
         lora: LoraSettings | None = None,
@@ -87,7 +83,7 @@ class Agent:
         self.method = Method(
             uncertainty=uncertainty,
             answer_with=answer_with,
-            tau=THRESHOLDS[uncertainty] if tau is None else tau,
+            tau=THRESHOLDS.get(uncertainty, 0.5) if tau is None else tau,
             k=k,
             retries=retries,
             lora=replace(lora or LoraSettings(), mode=mode),
@@ -103,8 +99,8 @@ class Agent:
         self._query("…")  # tools that can't be read are refused before a model is loaded
         self.engine = _load(model, dtype) if isinstance(model, str | Path) else model
         self.writer = writer or self.engine
-        with _LOCKS_LOCK:
-            self.lock = _LOCKS.setdefault(self.engine, threading.Lock())
+        if check := getattr(self.engine, "check_mode", None):
+            check(self.method.lora.mode)
 
     def call(self, messages: str | Sequence[Turn], *, tau: float | None = None) -> Answer:
         """The answer to a question or a conversation, by Algorithm 1. Paper: section 3.
@@ -115,13 +111,17 @@ class Agent:
 
     def open(self, messages: str | Sequence[Turn]) -> Live:
         """The question's stages, nothing of them computed yet."""
-        return Live(self.engine, self.method, self._query(messages), self.writer, self.lock)
+        return Live(self.engine, self.method, self._query(messages), self.writer)
 
     def _query(self, messages: str | Sequence[Turn]) -> Query:
+        if isinstance(messages, Mapping):
+            raise ValueError("the messages are one turn: give a list of them")
         turns = messages if isinstance(messages, str) else [_turn(m) for m in messages]
         record = {"query": turns, "tools": self.tools, "answers": []}
         try:
-            require_plain(record)
+            for name, parts in (("messages", turns), ("tools", self.tools)):
+                for i, part in enumerate(parts):
+                    _require_json(part, f"{name}[{i}]")
             tools = tuple(read_tool(tool, f"tools[{i}]") for i, tool in enumerate(self.tools))
             read = tuple(read_messages(turns, "messages"))
         except BadField as error:
@@ -147,11 +147,23 @@ def _load(model: str | Path, dtype: str) -> TorchEngine:
 def _tool(given: Any) -> Any:
     if isinstance(given, Tool):
         return {"name": given.name, "description": given.description, "parameters": dict(given.parameters)}
-    return given
+    return _plain(given)
 
 
-def _turn(given: Turn) -> dict[str, Any]:
-    return {"role": given.role, "content": given.content} if isinstance(given, Message) else dict(given)
+def _turn(given: Turn) -> Any:
+    return {"role": given.role, "content": given.content} if isinstance(given, Message) else _plain(given)
+
+
+def _plain(given: Any) -> Any:
+    """What an SDK's object (pydantic) holds; everything else as it is."""
+    return given.model_dump(exclude_none=True) if hasattr(given, "model_dump") else given
+
+
+def _require_json(given: Any, place: str) -> None:
+    try:
+        require_plain(given)
+    except ValueError as error:
+        raise ValueError(f"{place} holds {error}, which is no JSON") from None
 
 
 __all__ = ["Agent", "Answer", "Live"]

@@ -67,6 +67,7 @@ class Outcome:
     pool_n: int | None = None
     source: str = "computed"
     tokens_h: int = 0
+    tokens_other: int = 0  # of the answer that doesn't stand
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -171,6 +172,7 @@ def outcome(
         likelihood=was,
         likelihood_adapted=now,
         tokens_h=known.tokens if known else 0,
+        tokens_other=sum(len(r.tokens) for r in (before or () if stands else after)),
         uncertain=known is not None and known.certainty < tau,
         adapted=stands,
         diverged=adapted is not None and not after,

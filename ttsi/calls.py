@@ -96,10 +96,15 @@ def answer_of(text: str) -> str:
 
     Reasoning that is never ended goes on to the end of the text.
     """
+    first, last = answer_span(text)
+    return text[first:last]
+
+
+def answer_span(text: str) -> tuple[int, int]:
+    """Where in a reply stands what `answer_of` gives."""
     cut = max((end.end() for end in _outside(text, _THOUGHT)), default=0)
-    text = text[cut:]
-    begun = next(_outside(text, _THINKING), None)
-    return text[: begun.start()] if begun else text
+    begun = next(_outside(text[cut:], _THINKING), None)
+    return cut, cut + begun.start() if begun else len(text)
 
 
 def canonical(calls: Iterable[Call]) -> str:

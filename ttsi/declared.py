@@ -15,6 +15,8 @@ from ttsi.types import Call, Tool
 
 _COSTLY = ("$schema", "$dynamicRef", "patternProperties", "unevaluatedProperties", "unevaluatedItems")
 _KINDS = ("string", "integer", "number", "boolean", "array", "object", "null")
+_LEAST = {"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"}
+_MOST = {"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"}
 _BRANCHES = 64
 """Alternatives of one node that are told apart; a node with more of them declares anything."""
 
@@ -164,6 +166,12 @@ def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, An
     for word in ("properties", "$defs"):
         if word in one and word in other:
             out[word] = {**_mapping(one[word]), **_mapping(other[word])}
+    for words, strictest in ((_LEAST, max), (_MOST, min)):
+        for word in words & one.keys() & other.keys():
+            limits = [x for x in (one[word], other[word]) if isinstance(x, int | float)]
+            out[word] = strictest(limits, default=other[word])
+    if "enum" in one and "enum" in other:
+        out["enum"] = [x for x in _list(one["enum"]) if x in _list(other["enum"])]
     if "required" in one and "required" in other:
         out["required"] = [*_list(one["required"]), *_list(other["required"])]
     if (mine := _kinds(one)) and (theirs := _kinds(other)):

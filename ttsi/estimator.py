@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from ttsi import prompts
 from ttsi.call_forms import ARGUMENT_KEYS, NAME_KEYS, fold, pattern
-from ttsi.calls import parse_calls
+from ttsi.calls import answer_span, parse_calls
 from ttsi.engines.base import Engine, EngineError
 from ttsi.seeds import seed_for
 from ttsi.types import Generation, Layout, Query, Scored, Tool, Uncertainty
@@ -24,6 +24,7 @@ Candidate = Literal["name", "name+opening"]
 Part = Literal["name", "keys", "values"]
 
 _NAMED = re.compile(rf'"(?:{pattern(NAME_KEYS)})"\s*:\s*"', re.I)
+_ARGUED = re.compile(rf'"(?:{pattern(ARGUMENT_KEYS)})"\s*:', re.I)
 _JSON = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+', re.DOTALL)
 
 
@@ -91,7 +92,7 @@ def likelihood(log_probs: Sequence[float]) -> float:
 
 
 def answer_parts(reply: Generation, ends: Sequence[int]) -> dict[Part, list[float]]:
-    """A reply's token log-probabilities (nats) from its first function name to its end, by what they decide.
+    """A reply's token log-probabilities (nats) from its first call's name to its end, by what they decide.
 
     "name": which function. "keys": which arguments, and that no more follow: their names, and all that stands
     between values. "values": what they are. A token belongs to the part in which it ends, so the likelihoods
@@ -100,12 +101,14 @@ def answer_parts(reply: Generation, ends: Sequence[int]) -> dict[Part, list[floa
     Reads the reply alone, never a label, in time linear in its length.
     """
     parts: dict[Part, list[float]] = {"name": [], "keys": [], "values": []}
-    named = _NAMED.search(reply.text) if parse_calls(reply.text).calls else None
+    behind = answer_span(reply.text)[0]
+    named = _NAMED.search(reply.text, behind) if parse_calls(reply.text).calls else None
     if named is None:
         return parts
-    start = named.end()
+    early = _ARGUED.search(reply.text, behind, named.start())  # arguments may stand before the name
+    start = early.start() + 1 if early else named.end()
     labels: list[Part] = ["keys"] * len(reply.text)
-    for first, last, part in _spans(reply.text, start - 1):
+    for first, last, part in _spans(reply.text, start - 1, early is not None):
         labels[first:last] = [part] * (last - first)
     before = start
     for end, log_prob in zip(ends, reply.log_probs, strict=True):
@@ -115,12 +118,13 @@ def answer_parts(reply: Generation, ends: Sequence[int]) -> dict[Part, list[floa
     return parts
 
 
-def _spans(text: str, start: int) -> Iterator[tuple[int, int, Part]]:
-    """(first, last, part) of all names and argument values from the quote on that opens the first name.
+def _spans(text: str, start: int, at_key: bool = False) -> Iterator[tuple[int, int, Part]]:
+    """(first, last, part) of all names and argument values from a quote on.
 
+    It opens the first name or, with `at_key`, the key of arguments that stand before it.
     A string's own opening quote counts to what stands before it: it says the type, and for names nothing.
     """
-    stack, key, at_key, value = ["call"], "name", False, 0
+    stack, key, value = ["call"], "name", 0
     for token in _JSON.finditer(text, start):
         word, end = token[0], token.end()
         inside = stack[-1] if stack else "list"

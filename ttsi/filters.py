@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from ttsi import prompts
 from ttsi.calls import canonical, parse_calls
 from ttsi.method import Filter
 from ttsi.stages import Done, Lesson, Stages, Who
-from ttsi.types import PAPER_SAMPLING, Example, Generation, Query, Synthesis
+from ttsi.types import PAPER_SAMPLING, Example, Generation, Query, Sampling, Synthesis
 
 REJECTED: dict[Filter, str] = {
     "valid": "schema",
@@ -68,17 +69,27 @@ def _codes(
         if name == "valid":
             good = {q.id: not examples[q.id].schema_errors for q in left}
         elif name == "novel":
-            good = {q.id: examples[q.id].copy_ratio < 1 for q in left}
+            good = {q.id: not copies(examples[q.id].question, q) for q in left}
         else:
-            sampling = stages.method.answering
-            if name == "in_reach":
-                sampling = replace(PAPER_SAMPLING, max_tokens=sampling.max_tokens, n=DRAWS)
+            most = stages.method.answering.max_tokens
+            draws = {"agreeing": Sampling(), "in_reach": replace(PAPER_SAMPLING, n=DRAWS)}
+            sampling = replace(draws[name], max_tokens=most)
             asked = stages.under(answering=sampling).probe(left, lessons)
             spent |= {i: spent[i] + done.seconds for i, done in asked.items()}
             same = {q.id: agreements(asked[q.id].value or (), examples[q.id]) for q in left}
             good = {i: (n == 1 if name == "agreeing" else 0 < n < DRAWS) for i, n in same.items()}
         codes |= {i: REJECTED[name] for i, kept in good.items() if not kept}
     return codes, spent
+
+
+def copies(question: str, query: Query) -> bool:
+    """Whether a question is one of the query's user turns, or all of it, up to case and spaces."""
+    turns = [m.content for m in query.messages if m.role == "user"]
+    return _folded(question) in map(_folded, [*turns, prompts.transcript(query)])
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def agreements(replies: Sequence[Generation], example: Example) -> int:

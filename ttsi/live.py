@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 from ttsi import estimator
 from ttsi.algorithm import Outcome, outcome, own_examples, self_improve
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Stage = Literal["h", "g", "t", "answer", "base"]
+_LOCKS: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
+
+
+def turn(engine: Any) -> AbstractContextManager[Any]:
+    """One's turn on an engine: every call uses all cores, and an applied adapter is all rows'.
+
+    An engine that several may ask at once says so by `concurrent`.
+    """
+    if getattr(engine, "concurrent", False):
+        return nullcontext()
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(engine, threading.Lock())
 
 
 @dataclass(frozen=True)
@@ -72,10 +86,9 @@ class _Once(Stages):
     seconds: what each stage that has run took, less the wait for its turn.
     """
 
-    def __init__(self, engine: Any, method: Method, writer: Any, lock: threading.Lock) -> None:
+    def __init__(self, engine: Any, method: Method, writer: Any) -> None:
         super().__init__(engine, method, writer)
         self.seconds: dict[Stage, float] = {}
-        self._lock = lock
         self._kept: dict[tuple[Any, ...], Any] = {}
 
     def answer(self, queries: Sequence[Query], who: Who = "self", block: int = 0) -> dict[str, Done[Replies]]:
@@ -89,7 +102,7 @@ class _Once(Stages):
     def synthesize(
         self, queries: Sequence[Query], who: Who = "self", first: int = 0, k: int | None = None
     ) -> dict[str, Done[Synthesis]]:
-        return self._once("g", queries, super().synthesize, who, first, k, key=(first, k))
+        return self._once("g", queries, super().synthesize, who, first, k, key=(first, k), who=who)
 
     def probe(self, queries: Sequence[Query], lessons: Mapping[str, Lesson]) -> dict[str, Done[Replies]]:
         asked = tuple(lessons[q.id].read()[0].query.question for q in queries)
@@ -114,11 +127,16 @@ class _Once(Stages):
         return tuple(known[query.id].value[0].tokens)
 
     def _once(
-        self, name: Stage, queries: Sequence[Query], compute: Any, *args: Any, key: tuple[Any, ...] = ()
+        self,
+        name: Stage,
+        queries: Sequence[Query],
+        compute: Any,
+        *args: Any,
+        key: tuple[Any, ...] = (),
+        who: Who = "self",
     ) -> Any:
         if queries and (name, *key) not in self._kept:
-            alone = name != "g" or self.engine("teacher") is self.engine()
-            with self._lock if alone else nullcontext():
+            with turn(self.engine(who)):
                 done = self._kept[name, *key] = compute(queries, *args)
             self.seconds[name] = self.seconds.get(name, 0.0) + done[queries[0].id].seconds
         return self._kept[name, *key] if queries else {}
@@ -131,11 +149,9 @@ class Live:
     one thread; the agent that opened it may be shared.
     """
 
-    def __init__(
-        self, engine: Any, method: Method, query: Query, writer: Any, lock: threading.Lock | None = None
-    ) -> None:
+    def __init__(self, engine: Any, method: Method, query: Query, writer: Any) -> None:
         self.method, self.query = method, query
-        self._stages = _Once(engine, method, writer, lock or threading.Lock())
+        self._stages = _Once(engine, method, writer)
         self.seconds = self._stages.seconds
         """What each stage that has run took; "base" is the answer of the model as it is."""
 
@@ -179,6 +195,8 @@ class Live:
             if "base" not in self.seconds:
                 raise
             failed, done = f"{type(error).__name__}: {error}", self._as_it_is(stages)
+        if done.error:
+            raise EngineError(done.error)
         scored = done.margin is not None
         reply, written = done.replies[0], done.synthesis or Synthesis(())
         parsed = parse_calls(reply.text)
@@ -210,7 +228,12 @@ class Live:
     def _as_it_is(self, stages: Stages) -> Outcome:
         """The base answer where adapting failed: it is there, and as good as it was."""
         one, name = [self.query], self.query.id
-        return outcome(name, stages.method.tau, stages.answer(one)[name], stages.certainty(one)[name])
+        written = _written(stages, one).written.get(name) if "g" in self.seconds else None
+        done = outcome(
+            name, stages.method.tau, stages.answer(one)[name], stages.certainty(one)[name], written
+        )
+        spent = {stage: self.seconds.get(stage, 0.0) for stage in ("g", "t")}
+        return replace(done, seconds={**done.seconds, **spent})
 
     def _value(self, found: Mapping[str, Done[T]]) -> T:
         done = found[self.query.id]

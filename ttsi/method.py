@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from ttsi import estimator, prompts
-from ttsi.types import PAPER_SAMPLING, Layout, LoraSettings, Sampling
+from ttsi.types import PAPER_SAMPLING, Layout, LoraSettings, Sampling, TrainingMode
 
 Uncertain = Literal["margin", "likelihood"]
 THRESHOLDS: dict[Uncertain, float] = {"margin": 0.95, "likelihood": 0.5}
@@ -46,6 +46,17 @@ class Method:
     constrained: bool = False
     bank: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        choices = {
+            "uncertainty": (self.uncertainty, get_args(Uncertain)),
+            "answer_with": (self.answer_with, ("adapted", "surer")),
+            "layout": (self.layout, get_args(Layout)),
+            "mode": (self.lora.mode, get_args(TrainingMode)),
+        } | {f"filters[{i}]": (name, get_args(Filter)) for i, name in enumerate(self.filters)}
+        for name, (chosen, known) in choices.items():
+            if chosen not in known:
+                raise ValueError(f"{name} = {chosen!r} is none of {', '.join(known)}")
 
     @property
     def opening(self) -> str:

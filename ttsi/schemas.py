@@ -66,6 +66,8 @@ def _parameters(entry: dict[str, Any], field: str) -> tuple[str, dict[str, Any]]
     for key, value in entry.items():
         if key in (*_SCHEMA_KEYS, "required") or _is_result(key):
             continue
+        if isinstance(value, dict) and str(value.get("type", "object")).lower() not in _TYPES:
+            value = {k: v for k, v in value.items() if k != "type"}  # `cache_control` has a type of its own
         if _is_schema(value) or (_is_flat(value) and not held):
             raise BadField(f"{field}.{key}", "looks like a schema under a key that nobody knows")
     key = held[0] if held else "parameters"
@@ -88,7 +90,8 @@ def _parameters(entry: dict[str, Any], field: str) -> tuple[str, dict[str, Any]]
     if not isinstance(given, dict):
         raise BadField(f"{field}.{key}", "is not an object")
     if _is_schema(given):
-        return key, {**given, "type": "object"}
+        beside = {"required": entry["required"]} if isinstance(entry.get("required"), list) else {}
+        return key, {**beside, **given, "type": "object"}
     flat = {k: v for k, v in given.items() if v is not None}
     return key, {"type": "object", "properties": flat, "required": entry.get("required")}
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Role = Literal["user", "assistant", "tool"]
+TrainingMode = Literal["exact", "activated"]
 Layout = Literal["native", "paper", "template"]
 Form = Literal["tagged", "fenced", "bare", "none"]
 Code = Literal[
@@ -264,5 +265,5 @@ class LoraSettings:
     weight_decay: float = 0.0
     clip: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
-    mode: Literal["exact", "activated"] = "exact"
+    mode: TrainingMode = "exact"
     init_seed: int = 0

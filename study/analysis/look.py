@@ -115,11 +115,6 @@ def texts(*columns: Iterable[Any], form: str = "") -> list[str]:
     return ["" if any(map(pd.isna, r)) else form.format(*r) if form else text(r[0]) for r in rows]
 
 
-def signed(value: float, digits: int = 2) -> str:
-    """The number with its sign, a minus being a minus and no hyphen."""
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
 def bracket(value: float, low: float, high: float, digits: int = 1, sign: str = "") -> str:
     """'value [low, high]'; the value alone without an interval, empty without a value."""
     if pd.isna(value):

@@ -150,9 +150,8 @@ def problems(committed: Frames, here: Frames, pairs: Pairs) -> list[str]:
     if not len(pairs.answers) + len(pairs.margins):
         return ["nothing was compared: there was no time, no data or no model for any of it"]
     found, exact = [], here.about["context"]["dtype"] == "float32"
-    if strange := set().union(*_made_with(committed.stages, "model").values()) - set(
-        committed.about["models"]
-    ):
+    strange = set().union(*_made_with(committed.stages, "model").values()) - set(committed.about["models"])
+    if strange and not committed.about["elsewhere"]:
         found.append(f"the committed results were made with other weights, their hash being {strange}")
     for key in ("data", "prompts", "samples"):
         old, new = (_made_with(f.stages, key) for f in (committed, here))

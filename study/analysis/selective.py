@@ -18,6 +18,11 @@ from study.analysis.statistics import Estimate, TooFew
 
 PRIMARY = {"apibank": 526, "nexusraven": 318, "toolalpaca": 114, "bfcl": 300}
 """Samples of the primary set, by docs/hypotheses.md."""
+REGISTERED: dict[str, Any] = {
+    "model": "qwen2.5-coder-0.5b", "seeds": [0], "answer_opening": True, "layout": "native",
+    "tool_order": "shuffled", "k": 1, "filters": [], "epochs": 3, "learning_rate": 1e-4,
+}  # fmt: skip
+"""Settings of a profile that it was written down for."""
 KEYS = ["benchmark", "sample", "seed"]
 LIKELIHOODS = {
     "likelihood": "likelihood of the answer",
@@ -28,10 +33,34 @@ LIKELIHOODS = {
 """Columns of the scores, and what they are called."""
 
 
-def sealed(scores: pd.DataFrame) -> pd.DataFrame:
-    """The scores without likelihoods of the primary set, until it is complete: it is looked at once."""
-    counts = scores.groupby("benchmark")["sample"].nunique()
-    if all(counts.get(b, 0) >= least for b, least in PRIMARY.items()):
+def registered(profile: Mapping[str, Any], records: pd.DataFrame) -> bool:
+    """Whether a run, by its settings and its records' precision, is what the hypotheses were written for."""
+    counts = {b: n or PRIMARY[b] * (b != "bfcl") for b, n in profile["benchmarks"].items() if b in PRIMARY}
+    same = all(profile[name] == value for name, value in REGISTERED.items())
+    return same and counts == PRIMARY and set(records["dtype"]) == {"float32"}
+
+
+def attempted(records: pd.DataFrame) -> dict[str, int]:
+    """By benchmark of the primary set: samples with a base and an adapted outcome, failed ones too."""
+    direct = records[(records["inference"] == "direct") & (records["seed"] == REGISTERED["seeds"][0])]
+    both = set.intersection(*(
+        set(zip(of["benchmark"], of["sample"], strict=True))
+        for of in (direct[direct["arm"] == arm] for arm in ("base", "tt_si_all"))
+    ))  # fmt: skip
+    return {name: sum(benchmark == name for benchmark, _ in both) for name in PRIMARY}
+
+
+def complete(records: pd.DataFrame) -> bool:
+    """Whether the primary set is there, so that it may be looked at."""
+    return attempted(records) == PRIMARY
+
+
+def sealed(scores: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
+    """The scores without likelihoods of the primary set, until `records` are complete: it is looked at once.
+
+    Another model's are not what was written down.
+    """
+    if complete(records) or REGISTERED["model"] not in set(records["model"]):
         return scores
     given = [c for c in LIKELIHOODS if c in scores]
     return scores.assign(**{c: scores[c].where(~scores["benchmark"].isin(PRIMARY)) for c in given})
@@ -84,7 +113,11 @@ def acceptance(table: pd.DataFrame) -> dict[str, int]:
 
 
 def hypotheses(table: pd.DataFrame) -> pd.DataFrame:
-    """H1 to H3 of docs/hypotheses.md over all of the samples, one row each, `p_holm` over the three."""
+    """H1 to H3 of docs/hypotheses.md over all of the samples, one row each, `p_holm` over the three.
+
+    Samples have to be independent: one seed. Where there are clusters enough, H2's difference has an interval
+    from resampling those too (`cluster_low`, `cluster_high`).
+    """
     asked, rows = table["q"] < 0.5, []
     areas = []
     for _, group in table[table["n_tools"] > 1].groupby("benchmark", sort=False):
@@ -101,6 +134,7 @@ def hypotheses(table: pd.DataFrame) -> pd.DataFrame:
         {"hypothesis": "H2", "what": "selective − base", "p": paired.p}
         | _cells(paired.difference, 100)
         | {"gained": paired.gained, "lost": paired.lost}
+        | _over_clusters(table, selective.astype(float) - table["right"].astype(float))
     )
     counts = {
         verdict: [
@@ -116,6 +150,15 @@ def hypotheses(table: pd.DataFrame) -> pd.DataFrame:
     out = pd.DataFrame(rows)
     out["p_holm"] = out.index.map(statistics.holm(out["p"].to_dict()))
     return out
+
+
+def _over_clusters(table: pd.DataFrame, differences: pd.Series) -> dict[str, float]:
+    clusters = list(zip(table["benchmark"], table["cluster"], strict=True))
+    try:
+        e = statistics.cluster_bootstrap(100 * differences, clusters)
+    except TooFew:
+        return {}
+    return {"cluster_low": e.low, "cluster_high": e.high, "clusters": e.n}
 
 
 def _cells(e: Estimate, scale: float) -> dict[str, float]:

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special
+from scipy import optimize, special, stats
 
 Floats = npt.NDArray[np.float64]
 
 LEVEL = 0.95  # of every interval
 RESAMPLES = 9999
+EXACT = 150  # samples up to which the power of a test is summed up, not approximated
 BOOTSTRAP_FROM_N = 50
 BOOTSTRAP_FROM_DISCORDANT = 10
 MIN_CLUSTERS = 30
@@ -142,6 +143,17 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, 2 * float(special.bdtr(min(gained, lost), gained + lost, 0.5))) if gained + lost else 1.0
 
 
+def mcnemar_power(n: int, discordant: float, d: float) -> float:
+    """Probability that the exact test on n pairs has p < .05 at a true difference d of `discordant` pairs."""
+    m = np.arange(n + 1)
+    # The most on the smaller side that still tells the arms apart, of m pairs that differ; -1: nothing does.
+    most = stats.binom.ppf((1 - LEVEL) / 2, m, 0.5) - 1
+    most += special.bdtr(most + 1, m, 0.5) < (1 - LEVEL) / 2
+    gains = (discordant + d) / (2 * discordant)
+    one_sided = [np.where(most >= 0, stats.binom.cdf(most, m, p), 0) for p in (gains, 1 - gains)]
+    return float(stats.binom.pmf(m, n, discordant) @ sum(one_sided))
+
+
 def sign_flip(differences: npt.ArrayLike, seed: int = 0) -> float:
     """Two-sided p value of a mean paired difference of 0, by flipping each sample's sign at random.
 
@@ -176,7 +188,7 @@ def smallest_detectable(n: int, discordant: float, power: float = 0.8) -> float:
 
     `discordant`: share of samples on which the arms differ. Normal approximation (Connor 1987,
     Biometrics 43:207): √n d = z_α √ψ + z_β √(ψ − d²). A difference d needs at least d discordant,
-    so ψ is taken as max(discordant, d).
+    so ψ is taken as max(discordant, d). Up to EXACT samples the test's power is summed up instead.
     """
     if n < 1 or not 0 <= discordant <= 1:
         raise ValueError(f"n = {n}, discordant share {discordant}")
@@ -184,6 +196,8 @@ def smallest_detectable(n: int, discordant: float, power: float = 0.8) -> float:
 
     def excess(d: float) -> float:
         psi = max(discordant, d)
+        if n <= EXACT:
+            return mcnemar_power(n, psi, d) - power
         return sqrt(n) * d - z_alpha * sqrt(psi) - z_beta * sqrt(max(psi - d**2, 0.0))
 
     return float(optimize.brentq(excess, 1e-9, 1.0)) if excess(1.0) > 0 else nan

@@ -27,7 +27,7 @@ def model_dir(name: str) -> Path:
 
 def is_here(name: str) -> bool:
     """Whether a model lies on this machine already."""
-    return name == TINY or (cache_dir() / "models" / name).is_dir() or Path(name).is_dir()
+    return name == TINY or sources.folder_of(name).is_dir() or Path(name).expanduser().is_dir()
 
 
 @cache

@@ -110,8 +110,8 @@ def model_dir(name: str) -> Path:
     model = MODELS.get(name) or _hub_model(name)
     if model is None:
         return _local_model(name)
-    fetched = cache_dir() / "downloads" / _folder(name)
-    folder = built(cache_dir() / "models" / _folder(name), model.hash, partial(_fill, name, model, fetched))
+    fetched = cache_dir() / "downloads" / folder_of(name).name
+    folder = built(folder_of(name), model.hash, partial(_fill, name, model, fetched))
     shutil.rmtree(fetched, ignore_errors=True)
     return folder
 
@@ -127,8 +127,9 @@ def model_hash(name: str) -> str:
     return hashlib.sha256("".join(f"{path.name} {digest(path)}\n" for path in files).encode()).hexdigest()
 
 
-def _folder(name: str) -> str:
-    return name.replace("/", "--")
+def folder_of(name: str) -> Path:
+    """Where a model that was fetched lies."""
+    return cache_dir() / "models" / name.replace("/", "--")
 
 
 def _hub_model(name: str) -> Model | None:
@@ -195,7 +196,7 @@ def _model_file(name: str, model: Model, pin: Pin, fetched: Path) -> Path:
     raise (WrongBytes if wrong else Unavailable)(
         f"model {name} is missing: {'; '.join(map(one_line, tried))}. To get it: let this machine reach "
         f"{' or '.join(places)}, or put {pin.name}{proof} into a folder {name} and set "
-        f"TTSI_MODELS to the folder above it, or copy {cache_dir() / 'models' / _folder(name)} from elsewhere"
+        f"TTSI_MODELS to the folder above it, or copy {folder_of(name)} from elsewhere"
     )
 
 

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 from study.run import lessons
-from study.run.config import TrainingMode
 from study.run.lessons import About
 from study.run.stages import Remembered
 from ttsi import algorithm
@@ -22,7 +21,7 @@ from ttsi.calls import canonical, parse_calls
 from ttsi.method import THRESHOLDS
 from ttsi.seeds import seed_for
 from ttsi.stages import Done, Lesson, Replies, Stages
-from ttsi.types import Generation, Query
+from ttsi.types import Generation, Query, TrainingMode
 
 # --- whom -----------------------------------------------------------------------------------------------
 
@@ -171,6 +170,10 @@ VOTES = Answers(votes, priced=True)
 # --- the arms -------------------------------------------------------------------------------------------
 
 
+_SELECTS = {"uncertainty", "tau", "answer_with", "filters", "constrained"}
+"""What of the method an arm may change: the other keys of results know of it."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """Whom it teaches (or who answers, where nobody is taught), from what, and how the lesson arrives.
@@ -185,6 +188,11 @@ class Arm:
     voted: bool = False
     every_mode: bool = False
     under: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if other := self.under.keys() - _SELECTS:
+            # Results are stored under the profile's settings, and would be found under the wrong ones.
+            raise ValueError(f"an arm can't change {', '.join(other)}: a profile's variant does")
 
     @property
     def trains(self) -> bool:

@@ -55,7 +55,7 @@ def with_own_data(parameters: Mapping[str, Any], p: Profile, name: str) -> dict[
     key = next((k for k in ("benchmark", "benchmarks") if isinstance(parameters.get(k), dict)), None)
     if key is None or not p.files:
         return dict(parameters)
-    whole = p.named(name).model_dump(exclude_defaults=True)
+    whole = p.named(name).model_dump()
     path = write(sources.runs_dir() / name / "profile.yaml", yaml.safe_dump(whole, sort_keys=False).encode())
     names = list(p.benchmarks)
     return {**parameters, "profile": str(path.absolute()), key: names[0] if key == "benchmark" else names}

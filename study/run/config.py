@@ -10,13 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from study.data import sources
 from study.data.benchmarks import FILES
-from study.run.written import NAME, counts_and_files, folder_name, meant, problems, read_yaml
+from study.run.written import NAME, at_most, counts_and_files, folder_name, meant, problems, read_yaml
 from ttsi.method import THRESHOLDS, Filter, Method, Uncertain
-from ttsi.types import PAPER_SAMPLING, Layout, LoraSettings, Sampling
+from ttsi.types import PAPER_SAMPLING, Layout, LoraSettings, Sampling, TrainingMode
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
 Inference = Literal["direct", "majority", "pass@5"]
-TrainingMode = Literal["exact", "activated"]
 _TAKEN = {*FILES, "avg", "pooled", "default"}
 """Names that a benchmark of one's own can't have: those of the study's, and words of tables and profiles."""
 
@@ -165,6 +164,9 @@ class Profile(BaseModel):
     def _served(self) -> Profile:
         if self.constrained and self.layout == "template":
             raise ValueError("constrained answers have no form in layout template: use native or paper")
+        papers = (self.uncertainty, self.answer_with) == ("margin", "adapted")
+        if not papers and set(self.inference) != {"direct"}:
+            raise ValueError("the likelihood is that of one answer: it can't decide where several are drawn")
         activated = [b for b in self.benchmarks if "activated" in self.modes_of(b)]
         if self.engine == "vllm" and activated:
             raise ValueError(
@@ -212,9 +214,9 @@ class Profile(BaseModel):
     def under(self, overrides: Mapping[str, Any]) -> Profile:
         """This profile with other settings; an override of None changes nothing.
 
-        `n` sets the number of samples of every benchmark, `benchmarks` keeps the named ones with the
-        profile's own counts (or the given ones, or those of a file), `mode` sets one training mode
-        throughout. Raises ValueError for a wrong key or value.
+        `n` sets the number of samples of every benchmark, and the most of every variant; `benchmarks` keeps
+        the named ones with the profile's own counts (or the given ones, or those of a file), `mode` sets one
+        training mode throughout. Raises ValueError for a wrong key or value.
         """
         settings, given = self.model_dump(), {k: v for k, v in overrides.items() if v is not None}
         chosen = given.pop("benchmarks", None)
@@ -228,6 +230,7 @@ class Profile(BaseModel):
             if not isinstance(n, int) or n < 0:
                 raise ValueError(f"n = {n!r} is no number of samples: 0 or more")
             settings["benchmarks"] = dict.fromkeys(settings["benchmarks"], n)
+            settings["variants"] = {v: at_most(n, of) for v, of in settings["variants"].items()}
         if "mode" in given:
             mode = given.pop("mode")
             if mode not in get_args(TrainingMode):

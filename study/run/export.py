@@ -99,6 +99,13 @@ def _earlier(study: Study, folder: Path) -> dict[str, Any] | None:
         raise ValueError(
             f"the results in {folder} were made with another {', '.join(other)}: export elsewhere"
         )
+    if (made := before["context"]["dtype"]) != study.dtype:
+        raise ValueError(f"the results in {folder} were made in {made}, not {study.dtype}: export elsewhere")
+    for name in was["variants"].keys() & now["variants"].keys():
+        old, new = (p["variants"][name] for p in (was, now))
+        if other := [k for k in {*old, *new} - asks if old.get(k) != new.get(k)]:
+            what = f"another {', '.join(sorted(other))}"
+            raise ValueError(f"variant {name} in {folder} was made with {what}: export elsewhere")
     return before
 
 

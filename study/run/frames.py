@@ -117,7 +117,9 @@ def record(
         "form": "",
         "reply": "",
         "n_replies": len(outcome.replies),
-        "tokens_answer": sum(len(r.tokens) for r in outcome.replies) if not outcome.error else 0,
+        "tokens_answer": outcome.tokens_other + sum(len(r.tokens) for r in outcome.replies)
+        if not outcome.error
+        else 0,
         "tokens_h": outcome.tokens_h,
         "tokens_t": outcome.fit.tokens if outcome.fit else 0,
         **{f"seconds_{k}": outcome.seconds.get(k, 0.0) for k in ("h", "g", "t", "answer")},

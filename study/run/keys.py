@@ -91,7 +91,7 @@ class Keys:
         p = self.profile
         endpoint = who == "teacher" and isinstance(p.teacher, dict)
         return {
-            "model": _identity(p.teacher if who == "teacher" else p.model),
+            "model": identity(p.teacher if who == "teacher" else p.model),
             "dtype": "endpoint" if endpoint else self.dtype,
             **({} if endpoint or p.engine == "torch" else {"engine": p.engine}),
             "data": _data_hash(self.benchmark),
@@ -186,7 +186,7 @@ def _data_hash(benchmark: str) -> str:
     return benchmarks.fingerprint(benchmark)
 
 
-def _identity(model: str | dict[str, Any] | None) -> str:
+def identity(model: str | dict[str, Any] | None) -> str:
     """What identifies who answers: a model's hash, or that of an endpoint's settings."""
     if not isinstance(model, dict):
         return model_hash(model or "")

@@ -27,6 +27,7 @@ from study.data.models import TINY, model_hash
 from study.run import frames, provenance
 from study.run.arms import ARMS, SCORES, Answers, Step, Whom
 from study.run.config import Profile
+from study.run.keys import identity
 from study.run.results import STAGES, about
 from study.run.store import Store, settings_hash
 from study.run.study import Study
@@ -36,7 +37,9 @@ from ttsi.types import Query, Sample
 ROUNDS = (0, 1, 4)
 """Samples of a cell after the first rounds; from there on group by group."""
 NEEDS_ALL = "needs all samples at once: only a whole run (FROM= empty) computes it"
-_NOBODY: dict[str, Any] = {"context": {"machine": "", "dtype": ""}, "models": {}, "why": {}}
+_NOBODY: dict[str, Any] = {
+    "context": {"machine": "", "dtype": ""}, "models": {}, "elsewhere": False, "why": {},
+}  # fmt: skip
 _STAGES = ("stage", "settings", "benchmark", "sample", "seed", "value")
 _ROWS = """SELECT r.stage, s.json AS settings, r.benchmark, r.sample, r.seed, r.value
     FROM result r JOIN settings s ON s.hash = r.settings WHERE r.status = 'ok'"""
@@ -47,17 +50,21 @@ def read(folder: Path) -> Frames:
     made = about(folder)
     whole = Profile.model_validate(made["profile"])
     names: dict[str, str] = {}
+    elsewhere = False
     for p in (whole, *map(whole.variant, whole.variants)):
+        if isinstance(p.teacher, dict):
+            names[identity(p.teacher)] = p.teacher_name
         for model in {p.model, p.teacher} if not isinstance(p.teacher, dict) else {p.model}:
             try:
                 names |= {model_hash(model): model} if model else {}
             except sources.Unavailable:  # a folder on the machine that ran it
-                continue
+                elsewhere = True
     stages = pd.read_parquet(folder / STAGES)
     given = {text: json.loads(text).get("model", "") for text in set(stages["settings"])}
     models = [names.get(given[text], given[text][:12]) for text in stages["settings"]]
     records, scores = (pd.read_parquet(folder / f"{name}.parquet") for name in ("records", "scores"))
-    return Frames(records, scores, stages.assign(model=models), made | {"models": names})
+    made |= {"models": names, "elsewhere": elsewhere}
+    return Frames(records, scores, stages.assign(model=models), made)
 
 
 def both(source: str | Path | None, recomputed: str | Path | None = None) -> tuple[Frames, Frames]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,18 @@ def counts_and_files(benchmarks: Any) -> tuple[dict[str, Any], dict[str, str]]:
             own = own.get("n")
         counts[name] = own
     return counts, files
+
+
+def at_most(n: int, variant: Mapping[str, Any]) -> dict[str, Any]:
+    """A variant's settings with at most n samples of a benchmark, where it counts them itself."""
+    if not isinstance(variant.get("benchmarks"), dict):
+        return dict(variant)
+    counts, files = counts_and_files(variant["benchmarks"])
+    fewer = {b: n if c is None else min(n, c) for b, c in counts.items()}
+    return {
+        **variant,
+        "benchmarks": {b: {"path": files[b], "n": m} if b in files else m for b, m in fewer.items()},
+    }
 
 
 def problems(error: ValidationError, keys: Iterable[str]) -> str:

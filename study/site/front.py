@@ -123,13 +123,12 @@ def _awareness(table: pd.DataFrame, folder: Path) -> str:
         f"({count(row['n_right'], 'right answer')}, {count(row['n_wrong'], 'wrong one')})"
     ]
     for r in look.rows_of(rates)[:1]:
-        said.append(
-            f"at τ = {r['tau']:g} it flags {100 * r['tpr']:.0f} % of the wrong and {100 * r['fpr']:.0f} % of "
-            "the right"
-        )
+        wrong, right = (look.spread(r, rate, 0, scale=100) for rate in ("tpr", "fpr"))
+        said.append(f"at τ = {r['tau']:g} it flags {wrong} % of the wrong and {right} % of the right")
     rivals = pd.read_csv(folder / "figure4_rivals.csv") if (folder / "figure4_rivals.csv").exists() else table
     if "estimator" in rivals:
-        own = rivals[(rivals["benchmark"] == row["benchmark"]) & rivals["auc"].notna()]
+        of = (rivals["benchmark"] == row["benchmark"]) & (rivals["samples"] == row["samples"])
+        own = rivals[of & rivals["auc"].notna()]
         if len(own) and (best := look.rows_of(own.sort_values("auc"))[-1])["auc"] > row["auc"]:
             said.append(f"{best['estimator']} does it in {look.spread(best, 'auc', 0, scale=100)} %")
     return _sentence(*said)
@@ -169,7 +168,7 @@ def _several(table: pd.DataFrame, folder: Path) -> str:
 
 
 def _controls(table: pd.DataFrame, folder: Path) -> str:
-    rows = _effects(table[table["arm"] != "tt_si"], "tt_si_difference")
+    rows = _effects(table[table["arm"] != "base"], "tt_si_difference")  # tt_si of a variant is one too
     n = table["n"]
     return _sentence(
         f"{count(len(rows), 'control')} against TT-SI, n = {n.min():g} to {n.max():g}: "

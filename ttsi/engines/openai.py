@@ -75,6 +75,8 @@ class OpenAIEngine:
     requests of the same call are still sent and their replies kept. Safe for several threads.
     """
 
+    concurrent = True
+
     def __init__(self, endpoint: Endpoint, *, ledger: Path | None = None, name: str | None = None) -> None:
         self.endpoint = endpoint
         if endpoint.key_env:
@@ -114,10 +116,6 @@ class OpenAIEngine:
             return used
         dollars = used.prompt_tokens * e.price_prompt + used.completion_tokens * e.price_completion
         return replace(used, cost=dollars / 1e6)
-
-    def require_key(self) -> None:
-        """Nothing; raises Refused, in one sentence, where the key is missing. Sends no request."""
-        self._key()
 
     # --- the protocol -----------------------------------------------------------------------------------
 
@@ -218,6 +216,8 @@ class OpenAIEngine:
         if self._refusal:
             raise Refused(self._refusal)
         stop.wait(max(0.0, self._not_before - time.monotonic()))
+        if stop.is_set():  # what waits is paid for when it is sent
+            raise EngineError(f"{self.endpoint.host}: interrupted")
         self._key()
         e = self.endpoint
         number = self._ledger.begin(self._account, e.max_requests, e.max_total_tokens)
