@@ -57,6 +57,25 @@ OPENED = [("find", 0.5), ('", "arguments": {"', 0.8), ("city", 0.9), ('": "', 1.
         ),
         pytest.param(
             [
+                ('{"', 0.2),
+                ('arguments": {"city": "', 0.9),
+                ("Rome", 0.25),
+                ('"}, "name": "', 0.8),
+                ("f", 0.5),
+                ('"}', 0.6),
+            ],
+            "",
+            {"name": 0.5, "keys": 0.9 * 0.8 * 0.6, "values": 0.25},
+            id="arguments before the name count",
+        ),
+        pytest.param(
+            [('<think>"name": "f"?</think>', 0.1), ('{"name": "', 0.2), ("f", 0.5), ('"}', 0.6)],
+            "",
+            {"name": 0.5, "keys": 0.6, "values": 1.0},
+            id="reasoning about a name doesn't",
+        ),
+        pytest.param(
+            [
                 ("f", 0.5),
                 ('", "arguments": {"a":', 0.5),
                 (" [", 1.0),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from study import notebooks
+from study.run.arms import UNCERTAIN, Arm
 from study.run.config import load_profile
 
 GOOD = "model: tiny\nbenchmarks: {fixture: 4}\n"
@@ -58,3 +59,22 @@ def test_a_good_one_is_read(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(GOOD)
     assert load_profile(str(path), tau=0.5).tau == 0.5
+
+
+def test_n_reaches_variants() -> None:
+    full = load_profile("full", n=4)
+    counts = {v: full.variant(v).benchmarks for v in full.variants}
+    assert all(n is not None and n <= 4 for of in counts.values() for n in of.values()), counts
+    assert load_profile("full", n=200).variant("k4").benchmarks == {"sealtool": 147}
+
+
+def test_a_likelihood_is_of_one_answer(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(GOOD + "inference: [majority]\nuncertainty: likelihood\n")
+    with pytest.raises(ValueError, match="where several are drawn"):
+        load_profile(str(path))
+
+
+def test_an_arm_changes_only_what_keys_know_of() -> None:
+    with pytest.raises(ValueError, match="can't change layout"):
+        Arm(UNCERTAIN, under={"layout": "paper"})

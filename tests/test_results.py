@@ -292,5 +292,17 @@ def test_a_long_run_is_exported_machine_by_machine(tmp_path: Path, monkeypatch: 
     other = Study("smoke", **settings | {"arms": ["base"]}, epochs=1)
     with pytest.raises(ValueError, match="made with another epochs"):
         export(other, folder, onto=True)
+    header = json.loads((folder / "header.json").read_text())
+    header["context"]["dtype"] = "bfloat16"
+    (folder / "header.json").write_text(json.dumps(header))
+    with pytest.raises(ValueError, match="made in bfloat16, not float32"):
+        export(part, folder, onto=True)
+    header["context"]["dtype"] = "float32"
+    header["profile"]["variants"] = {"k2": {"arms": ["tt_si"], "k": 2}}
+    (folder / "header.json").write_text(json.dumps(header))
+    with pytest.raises(ValueError, match="variant k2 .* made with another k"):
+        export(
+            Study("smoke", **settings | {"variants": {"k2": {"arms": ["tt_si"], "k": 3}}}), folder, onto=True
+        )
     export(part, folder)
     assert set(pd.read_parquet(folder / "records.parquet")["arm"]) == {"base", "teacher"}, "not asked to keep"

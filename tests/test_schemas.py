@@ -34,6 +34,14 @@ def judged(entry: dict[str, Any], gold: Any, said: Any, rule: Any = "schema", se
     return judge(json.dumps({"name": "f", "arguments": said}), sample, rule)
 
 
+def test_all_of_keeps_the_strictest() -> None:
+    declared = Declared.of(
+        {"allOf": [{"minimum": 3, "enum": [3, 4]}, {"minimum": 1, "enum": [4, 5], "maximum": 9}]}
+    )
+    (way,) = declared.ways
+    assert (way["minimum"], way["maximum"], way["enum"]) == (3, 9, [4])
+
+
 def errors(entry: dict[str, Any], said: dict[str, Any]) -> tuple[str, ...]:
     return schema_errors(Call("f", said), [read_tool(entry, "tools[0]")])
 
@@ -50,6 +58,18 @@ TOOLS: dict[str, dict[str, Any]] = {
         "strict": True,
     },
     "Anthropic": {"name": "f", "description": "d", "input_schema": SCHEMA},
+    "prompt caching": {
+        "name": "f",
+        "description": "d",
+        "input_schema": SCHEMA,
+        "cache_control": {"type": "ephemeral"},
+    },
+    "required beside it": {
+        "name": "f",
+        "description": "d",
+        "required": ["city"],
+        "parameters": {"type": "object", "properties": CITY},
+    },
     "MCP": {"name": "f", "title": "F", "description": "d", "inputSchema": SCHEMA, "outputSchema": SCHEMA},
     "Bedrock": {"toolSpec": {"name": "f", "description": "d", "inputSchema": {"json": SCHEMA}}},
     "Gemini": {"name": "f", "description": "d", "parametersJsonSchema": SCHEMA},

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttsi.engines.base import Request
+from ttsi.filters import copies
 from ttsi.synthesizer import Unreadable, copy_ratio, read_example, synthesize
 from ttsi.types import Generation, Message, Query, Sampling, Tool
 
@@ -133,3 +134,14 @@ def test_a_model_caught_in_a_loop_is_compared_in_seconds(one: str, two: str) -> 
 def test_copy_ratio_ignores_case_and_spaces() -> None:
     assert copy_ratio("A  b\nC", "a b c") == 1
     assert copy_ratio("xyz", "abc") == 0
+
+
+def test_a_copy_is_of_any_turn_and_whole() -> None:
+    turns = [Message("user", "Book me a flight to Oslo"), Message("assistant", "Which day?"),
+             Message("user", "Tomorrow please")]  # fmt: skip
+    chat = Query("q", "b", tuple(turns), ())
+    assert copies("book me a  flight to Oslo", chat) and copies("Tomorrow PLEASE", chat)
+    assert not copies("Book me a flight to Rome", chat)
+    long = "a " * 1100
+    one = Query("q", "b", (Message("user", long + "Set a=4"),), ())
+    assert copies(long + "Set a=4", one) and not copies(long + "Set a=3", one)

@@ -36,6 +36,11 @@ def test_a_snippet_runs(
         assert "picky_icl" in said and "base" in said
 
 
+def test_the_forty_questions_table_is_the_measured_one() -> None:
+    measured = (Path(__file__).resolve().parent.parent / "figures" / "home" / "table_home.md").read_text()
+    assert measured.strip().split("\n\n")[0] in TEXT
+
+
 def test_there_are_snippets() -> None:
     assert len(BLOCKS) == 3
 

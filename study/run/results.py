@@ -111,7 +111,7 @@ class Results:
                 table["benchmark"], table["arm"], table["mode"], table["inference"], strict=True
             )
         ]
-        return table[keep].reset_index(drop=True)
+        return table[pd.Series(keep, table.index, dtype=bool)].reset_index(drop=True)
 
     def scores(self) -> pd.DataFrame:
         """One row per benchmark, sample and seed: what H and its rivals say."""

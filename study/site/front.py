@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,9 +213,12 @@ _BENCHED = {
 
 
 def _cost(table: pd.DataFrame, folder: Path) -> str:
-    found = costs.headlines(table)
-    rows = {r["what"]: (look.spread(r, "measured", 2), r["n"]) for r in look.rows_of(found[found["n"] > 0])}
-    return _sentence(*(said.format(*rows[what]) for what, said in _BENCHED.items() if what in rows))
+    found, said = costs.headlines(table), []
+    for dtype, group in found[found["n"] > 0].groupby("dtype", sort=False):
+        rows = {r["what"]: (look.spread(r, "measured", 2), r["n"]) for r in look.rows_of(group)}
+        told = [words.format(*rows[what]) for what, words in _BENCHED.items() if what in rows]
+        said.append(f"in {dtype}, " + ", ".join(told))
+    return _sentence(*said)
 
 
 ASKED = [
@@ -245,7 +249,7 @@ def markdown(told: Sequence[Told], root: Path) -> str:
         "confirmatory and what was found by looking: [hypotheses.md](hypotheses.md)."
     ]
     for t in told:
-        links = [f"[notebook {t.asked.notebook}](../{p.relative_to(root)})"
+        links = [f"[notebook {t.asked.notebook}](../{p.relative_to(root)}){_outputs(p, t.folder)}"
                  for p in sorted(root.glob(f"notebooks/{t.asked.notebook}_*.ipynb"))]  # fmt: skip
         files = (
             [t.folder / f"{n}.{e}" for n, e in ((t.asked.picture, "png"), (t.asked.table, "md"))]
@@ -258,6 +262,12 @@ def markdown(told: Sequence[Told], root: Path) -> str:
         run = [f"run `{t.folder.name}`"] if t.folder and t.folder.name != "figures" else []
         parts.append("\n\n".join([f"## {t.asked.asks}", *picture, t.sentence, " · ".join([*run, *links])]))
     return "\n\n".join(parts) + "\n"
+
+
+def _outputs(notebook: Path, folder: Path | None) -> str:
+    """Which run a notebook carries the outputs of, where it isn't the one that is told of."""
+    made = json.loads(notebook.read_text())["metadata"].get("ttsi", {}).get("profile", "")
+    return f" (with the outputs of `{made}`)" if folder and made not in ("", folder.name) else ""
 
 
 # --- intervals ------------------------------------------------------------------------------------------
