@@ -300,7 +300,7 @@ def test_a_long_run_is_exported_machine_by_machine(tmp_path: Path, monkeypatch: 
     header["context"]["dtype"] = "float32"
     header["profile"]["variants"] = {"k2": {"arms": ["tt_si"], "k": 2}}
     (folder / "header.json").write_text(json.dumps(header))
-    with pytest.raises(ValueError, match="variant k2 .* made with another k"):
+    with pytest.raises(ValueError, match=r"variant k2 .* made with another k"):
         export(
             Study("smoke", **settings | {"variants": {"k2": {"arms": ["tt_si"], "k": 3}}}), folder, onto=True
         )

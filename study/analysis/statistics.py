@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 Floats = npt.NDArray[np.float64]
 
@@ -145,6 +145,8 @@ def mcnemar(gained: int, lost: int) -> float:
 
 def mcnemar_power(n: int, discordant: float, d: float) -> float:
     """Probability that the exact test on n pairs has p < .05 at a true difference d of `discordant` pairs."""
+    from scipy import stats  # slow to import
+
     m = np.arange(n + 1)
     # The most on the smaller side that still tells the arms apart, of m pairs that differ; -1: nothing does.
     most = stats.binom.ppf((1 - LEVEL) / 2, m, 0.5) - 1
