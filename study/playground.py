@@ -9,7 +9,7 @@ import html
 import io
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 from IPython.display import Image, display
@@ -22,7 +22,7 @@ from study.run.config import Profile
 from ttsi import estimator
 from ttsi.agent import Agent, Answer, Live
 from ttsi.engines.base import EngineError
-from ttsi.types import Call, Generation
+from ttsi.types import Call, Generation, TrainingMode
 
 if TYPE_CHECKING:
     from ttsi.engines.torch import TorchEngine
@@ -46,7 +46,7 @@ def default_tools() -> str:
     return "[\n" + ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows) + "\n]"
 
 
-def settings(profile: Profile, mode: Literal["exact", "activated"]) -> dict[str, Any]:
+def settings(profile: Profile, mode: TrainingMode) -> dict[str, Any]:
     """An agent's settings as a profile has them, so that the panel does what the study does."""
     return {
         "lora": profile.lora(mode),
@@ -75,7 +75,7 @@ class Playground:
         question: str = QUESTION,
         tools: str | None = None,
         tau: float = 0.95,
-        mode: Literal["exact", "activated"] = "activated",
+        mode: TrainingMode = "activated",
         **settings: Any,
     ) -> None:
         self.engine, self.mode, self.settings = engine, mode, settings

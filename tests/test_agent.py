@@ -29,6 +29,7 @@ from ttsi.engines.openai import OpenAIEngine
 from ttsi.engines.torch import TorchEngine
 from ttsi.live import turn
 from ttsi.seeds import seed_for
+from ttsi.stages import Stages
 from ttsi.types import Generation, LoraSettings, Message, Sampling, Tool
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -308,6 +309,22 @@ def test_a_model_and_its_writer_are_each_asked_by_one_thread_at_a_time(engine: T
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda question: asked.call(question, tau=ALWAYS), [TORN, LIKELY, SURE, TORN]))
     assert most == {"model": 1, "writer": 1}
+
+
+def test_where_the_check_of_an_example_fails_the_base_answer_stands(
+    engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is not tried again: what failed may be what takes long."""
+    tried = []
+
+    def fails(self: Any, queries: Any, lessons: Any) -> Any:
+        tried.append(queries)
+        raise EngineError("out of memory")
+
+    monkeypatch.setattr(Stages, "probe", fails)
+    answer = selective(engine, filters=("agreeing",)).call(TORN, tau=ALWAYS)
+    assert answer.calls and not answer.adapted and "out of memory" in answer.why
+    assert len(tried) == 1 and answer.seconds["g"] > 0
 
 
 def test_an_endpoint_is_asked_by_several_at_once() -> None:

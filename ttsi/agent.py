@@ -119,7 +119,8 @@ class Agent:
         turns = messages if isinstance(messages, str) else [_turn(m) for m in messages]
         record = {"query": turns, "tools": self.tools, "answers": []}
         try:
-            for name, parts in (("messages", turns), ("tools", self.tools)):
+            said = [turns] if isinstance(turns, str) else turns
+            for name, parts in (("messages", said), ("tools", self.tools)):
                 for i, part in enumerate(parts):
                     _require_json(part, f"{name}[{i}]")
             tools = tuple(read_tool(tool, f"tools[{i}]") for i, tool in enumerate(self.tools))

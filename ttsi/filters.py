@@ -12,6 +12,7 @@ from ttsi import prompts
 from ttsi.calls import canonical, parse_calls
 from ttsi.method import Filter
 from ttsi.stages import Done, Lesson, Stages, Who
+from ttsi.synthesizer import folded
 from ttsi.types import PAPER_SAMPLING, Example, Generation, Query, Sampling, Synthesis
 
 REJECTED: dict[Filter, str] = {
@@ -85,11 +86,7 @@ def _codes(
 def copies(question: str, query: Query) -> bool:
     """Whether a question is one of the query's user turns, or all of it, up to case and spaces."""
     turns = [m.content for m in query.messages if m.role == "user"]
-    return _folded(question) in map(_folded, [*turns, prompts.transcript(query)])
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.casefold().split())
+    return folded(question) in map(folded, [*turns, prompts.transcript(query)])
 
 
 def agreements(replies: Sequence[Generation], example: Example) -> int:

@@ -6,12 +6,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 from ttsi import estimator
-from ttsi.algorithm import Outcome, outcome, own_examples, self_improve
+from ttsi.algorithm import Lessons, Outcome, outcome, own_examples, self_improve
 from ttsi.calls import parse_calls
 from ttsi.declared import schema_errors
 from ttsi.engines.base import EngineError
@@ -152,6 +151,7 @@ class Live:
     def __init__(self, engine: Any, method: Method, query: Query, writer: Any) -> None:
         self.method, self.query = method, query
         self._stages = _Once(engine, method, writer)
+        self._found = Lessons()
         self.seconds = self._stages.seconds
         """What each stage that has run took; "base" is the answer of the model as it is."""
 
@@ -163,12 +163,12 @@ class Live:
     @property
     def synthesis(self) -> Synthesis:
         """G: the examples that the model (or the teacher) writes of the question and the tools."""
-        return self._value(_written(self._stages, [self.query]).written)
+        return self._value(self._written(self._stages, [self.query]).written)
 
     @property
     def trained(self) -> tuple[Adapter, Fit] | None:
         """T: an adapter trained on the examples; None if there are none or training diverged."""
-        if not (lessons := _written(self._stages, [self.query]).by_id):
+        if not (lessons := self._written(self._stages, [self.query]).by_id):
             return None
         done = self._value(self._stages.train([self.query], lessons))
         return (done.adapter, done.fit) if done.fit else None
@@ -181,7 +181,7 @@ class Live:
     @property
     def after(self) -> Generation | None:
         """The reply of the adapted model; None if there is no adapter or it spoils every token."""
-        if not (lessons := _written(self._stages, [self.query]).by_id):
+        if not (lessons := self._written(self._stages, [self.query]).by_id):
             return None
         return next(iter(self._value(self._stages.adapt([self.query], lessons)).replies), None)
 
@@ -190,7 +190,7 @@ class Live:
         stages = self._stages if tau is None else self._stages.under(tau=tau)
         failed = ""
         try:
-            done = self_improve(stages, [self.query], source=_written)[0]
+            done = self_improve(stages, [self.query], source=self._written)[0]
         except EngineError as error:
             if "base" not in self.seconds:
                 raise
@@ -228,22 +228,23 @@ class Live:
     def _as_it_is(self, stages: Stages) -> Outcome:
         """The base answer where adapting failed: it is there, and as good as it was."""
         one, name = [self.query], self.query.id
-        written = _written(stages, one).written.get(name) if "g" in self.seconds else None
+        written = self._found.written.get(name)  # not asked for again: it may be what failed
         done = outcome(
             name, stages.method.tau, stages.answer(one)[name], stages.certainty(one)[name], written
         )
         spent = {stage: self.seconds.get(stage, 0.0) for stage in ("g", "t")}
         return replace(done, seconds={**done.seconds, **spent})
 
+    def _written(self, stages: Stages, queries: Sequence[Query]) -> Lessons:
+        """G's source: an agent's teacher is its writer, which may be the model itself."""
+        self._found = own_examples(stages, queries, who="teacher")
+        return self._found
+
     def _value(self, found: Mapping[str, Done[T]]) -> T:
         done = found[self.query.id]
         if done.value is None:
             raise EngineError(done.error)
         return done.value
-
-
-_written = partial(own_examples, who="teacher")
-"""G's source: an agent's teacher is its writer, which may be the model itself."""
 
 
 def _why(done: Outcome, failed: str) -> str:

@@ -36,8 +36,13 @@ class Unreadable(ValueError):
 
 
 def compared(text: str) -> str:
-    """A question as `copy_ratio` reads it: in one case, single-spaced, 2,000 characters at most."""
-    return " ".join(text.casefold().split())[:2000]
+    """A question as `copy_ratio` reads it: folded, 2,000 characters at most."""
+    return folded(text)[:2000]
+
+
+def folded(text: str) -> str:
+    """A text in one case, single-spaced."""
+    return " ".join(text.casefold().split())
 
 
 def copy_ratio(question: str, seed: str) -> float:
