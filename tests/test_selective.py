@@ -50,6 +50,34 @@ def test_the_hypotheses_by_hand() -> None:
     assert (found["p_holm"] == 1).all()
 
 
+def test_adapting_where_q_is_small_is_all_that_the_hypotheses_ask() -> None:
+    """Answers of samples that are certain by q change nothing, and the margin may come from the scores."""
+    unsure = BASE["likelihood"] < 0.5
+    some = ALL.assign(arm=selective.ADAPTED, margin=float("nan"), adapted=ALL["adapted"] & unsure)
+    some["correct"] = some["correct"].where(unsure, BASE["correct"])
+    scores = BASE[[*selective.KEYS]].assign(margin=0.5)
+    few = selective.pairs(pd.concat([BASE, some]), selective.ADAPTED, scores=scores)
+    full = selective.pairs(pd.concat([BASE, ALL]))
+    assert few["margin"].tolist() == full["margin"].tolist()
+    assert few["adapted_right"].isna().tolist() == [True] + [False] * 4 + [True], "s0 is certain"
+    pd.testing.assert_frame_equal(selective.hypotheses(few), selective.hypotheses(full))
+
+    judged = selective.rules(few, full, tau=0.95)
+    assert judged["q < ½"]["correct"].tolist() == [True, False, True, True, False, False]
+    assert judged["q < ½, surer"]["correct"].tolist() == [True, True, True, False, False, False]
+    assert judged["all"]["correct"].equals(judged["margin < 0.95"]["correct"]), "all margins are 0.5"
+    assert len(selective.rules(few, full.head(2))["all"]) == 2, "judged where all were adapted"
+
+
+def test_the_first_look_is_left_out_by_the_order_of_the_run() -> None:
+    n = selective.SEEN["toolalpaca"] + 2
+    records = pd.DataFrame({"benchmark": "toolalpaca", "sample": range(n), "arm": "base"})
+    other = pd.DataFrame({"benchmark": "sealtool", "sample": [0], "arm": "base"})
+    table = pd.concat([records, other])
+    left = selective.unseen(table.drop(index=n - 1), pd.concat([records, other, records.assign(arm="x")]))
+    assert left[["benchmark", "sample"]].values.tolist() == [["toolalpaca", n - 2], ["sealtool", 0]]
+
+
 def test_a_failure_of_the_machine_is_no_answer() -> None:
     failed = ALL.assign(status=["ok", "error", *["ok"] * 4])
     assert "s1" not in set(selective.pairs(pd.concat([BASE, failed]))["sample"])

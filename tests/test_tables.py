@@ -883,19 +883,21 @@ def test_what_is_to_be_confirmed_is_sealed_until_it_is_whole() -> None:
     counts = selective.PRIMARY | {"sealtool": 4}
     whole = pd.DataFrame(
         [
-            {"benchmark": b, "sample": f"{b}-{i}", "likelihood": 0.5}
+            {"benchmark": b, "sample": f"{b}-{i}", "likelihood": 0.5, "seed": 0}
             for b, n in counts.items()
             for i in range(n)
         ]
     )
-    of = whole.assign(inference="direct", seed=0, status="ok", model="qwen2.5-coder-0.5b", dtype="float32")
-    base, adapted = of.assign(arm="base"), of.assign(arm="tt_si_all")
+    of = whole.assign(inference="direct", status="ok", model="qwen2.5-coder-0.5b", dtype="float32")
+    base, adapted = of.assign(arm="base"), of.assign(arm=selective.ADAPTED)
     adapted.loc[0, "status"] = "error"  # left out and counted, not waited for
     both = pd.concat([base, adapted])
-    assert selective.complete(both) and selective.sealed(whole, both)["likelihood"].notna().all()
+    assert selective.complete(both, whole) and selective.sealed(whole, both)["likelihood"].notna().all()
+    assert selective.complete(both, whole.drop(index=0)), "a failed sample has no margin"
+    assert not selective.complete(both, whole.drop(index=1)), "another needs one"
     for part in (base, pd.concat([base, adapted.drop(index=0)]), pd.concat([base, adapted.assign(seed=1)])):
         left = selective.sealed(whole, part)
-        assert not selective.complete(part) and set(left.dropna()["benchmark"]) == {"sealtool"}
+        assert not selective.complete(part, whole) and set(left.dropna()["benchmark"]) == {"sealtool"}
     assert selective.sealed(whole, base.assign(model="another"))["likelihood"].notna().all()
 
     profile = load_profile("full").model_dump()

@@ -18,6 +18,10 @@ from study.analysis.statistics import Estimate, TooFew
 
 PRIMARY = {"apibank": 526, "nexusraven": 318, "toolalpaca": 114, "bfcl": 300}
 """Samples of the primary set, by docs/hypotheses.md."""
+SEEN = {"apibank": 100, "nexusraven": 60, "toolalpaca": 60, "bfcl": 100}
+"""So many of their first samples were looked at before, in another precision."""
+ADAPTED = "tt_si_likelihood"
+"""The arm with an adapted answer wherever q < ½: all that the hypotheses ask for."""
 REGISTERED: dict[str, Any] = {
     "model": "qwen2.5-coder-0.5b", "seeds": [0], "answer_opening": True, "layout": "native",
     "tool_order": "shuffled", "k": 1, "filters": [], "epochs": 3, "learning_rate": 1e-4,
@@ -40,37 +44,61 @@ def registered(profile: Mapping[str, Any], records: pd.DataFrame) -> bool:
     return same and counts == PRIMARY and set(records["dtype"]) == {"float32"}
 
 
-def attempted(records: pd.DataFrame) -> dict[str, int]:
-    """By benchmark of the primary set: samples with a base and an adapted outcome, failed ones too."""
+def attempted(records: pd.DataFrame, scores: pd.DataFrame) -> dict[str, int]:
+    """By benchmark of the primary set: samples with all that the hypotheses ask, failures among it too.
+
+    That is a base outcome, the margin, and an adapted outcome where q < ½: what `tt_si_likelihood` needs.
+    """
     direct = records[(records["inference"] == "direct") & (records["seed"] == REGISTERED["seeds"][0])]
-    both = set.intersection(*(
-        set(zip(of["benchmark"], of["sample"], strict=True))
-        for of in (direct[direct["arm"] == arm] for arm in ("base", "tt_si_all"))
-    ))  # fmt: skip
+    failed = _samples(direct[direct["status"] == "error"])
+    both = _samples(scores[scores["seed"] == REGISTERED["seeds"][0]]) | failed
+    for arm in ("base", ADAPTED):
+        both &= _samples(direct[direct["arm"] == arm])
     return {name: sum(benchmark == name for benchmark, _ in both) for name in PRIMARY}
 
 
-def complete(records: pd.DataFrame) -> bool:
+def _samples(rows: pd.DataFrame) -> set[tuple[str, str]]:
+    return set(zip(rows["benchmark"], rows["sample"], strict=True))
+
+
+def complete(records: pd.DataFrame, scores: pd.DataFrame) -> bool:
     """Whether the primary set is there, so that it may be looked at."""
-    return attempted(records) == PRIMARY
+    return attempted(records, scores) == PRIMARY
 
 
 def sealed(scores: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
-    """The scores without likelihoods of the primary set, until `records` are complete: it is looked at once.
+    """The scores without likelihoods of the primary set, until `complete`: it is looked at once.
 
     Another model's are not what was written down.
     """
-    if complete(records) or REGISTERED["model"] not in set(records["model"]):
+    if complete(records, scores) or REGISTERED["model"] not in set(records["model"]):
         return scores
     given = [c for c in LIKELIHOODS if c in scores]
     return scores.assign(**{c: scores[c].where(~scores["benchmark"].isin(PRIMARY)) for c in given})
 
 
-def pairs(records: pd.DataFrame, adapter: str = "tt_si_all", mode: str | None = None) -> pd.DataFrame:
+def unseen(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
+    """The rows of samples that the first look hadn't: those behind the first `SEEN` of each benchmark.
+
+    records: in the order of the run's permutation, failures of the machine included.
+    """
+    order = records.loc[records["arm"] == "base", ["benchmark", "sample"]].drop_duplicates()
+    at = order.groupby("benchmark").cumcount()
+    left = _samples(order[at >= order["benchmark"].map(SEEN).fillna(0)])
+    return table[[key in left for key in zip(table["benchmark"], table["sample"], strict=True)]]
+
+
+def pairs(
+    records: pd.DataFrame,
+    adapter: str = "tt_si_all",
+    mode: str | None = None,
+    scores: pd.DataFrame | None = None,
+) -> pd.DataFrame:
     """One row per sample: `q`, `right`, `code` of the base answer, and `adapted_…` of the adapted one.
 
     adapter: the arm whose adapted answers are meant. A sample without an adapted answer (no example, training
-    diverged) has NaN there: nothing can be accepted. Machine failures are left out.
+    diverged, or certain by the arm's H) has NaN there: nothing can be accepted. Machine failures are left
+    out. scores: where the margin is from; by default from the arm, NaN where that asks for none.
     """
     direct = records[(records["inference"] == "direct") & (records["status"] == "ok")]
     base = direct[direct["arm"] == "base"]
@@ -82,6 +110,9 @@ def pairs(records: pd.DataFrame, adapter: str = "tt_si_all", mode: str | None = 
     table = left.merge(right, on=KEYS, suffixes=("", "_adapted"), validate="one_to_one")
     table = table.rename(columns={f"{c}_adapted": f"adapted_{c}" for c in columns.values()})
     table["right"] = table["right"].astype(bool)
+    if scores is not None:
+        margins = scores[[*KEYS, "margin"]]
+        table = table.drop(columns="margin").merge(margins, on=KEYS, how="left", validate="one_to_one")
     made = table["adapted"].astype(bool)
     table["adapted_right"] = table["adapted_right"].astype("boolean").where(made)
     table["adapted_q"] = table["adapted_q"].where(made)
@@ -120,7 +151,7 @@ def hypotheses(table: pd.DataFrame) -> pd.DataFrame:
     """
     asked, rows = table["q"] < 0.5, []
     areas = []
-    for _, group in table[table["n_tools"] > 1].groupby("benchmark", sort=False):
+    for _, group in table[(table["n_tools"] > 1) & table["margin"].notna()].groupby("benchmark", sort=False):
         try:
             areas.append(delong(*(group[c].tolist() for c in ("q", "margin", "right"))))
         except TooFew:  # said by n: the samples that the estimate stands on
@@ -184,12 +215,22 @@ def risk_coverage(certainty: pd.Series, right: pd.Series) -> pd.DataFrame:
     return groups.reset_index(names="certainty")[["certainty", "coverage", "risk"]]
 
 
-def rules(table: pd.DataFrame, tau: float = 0.95) -> dict[str, pd.Series]:
-    """By rule, whether each sample is answered right."""
-    asked: Mapping[str, Any] = {
-        f"margin < {tau:g}": table["margin"] < tau, "q < ½": table["q"] < 0.5, "all": True
-    }  # fmt: skip
-    named = {
-        (name, surer): chosen(table, mask, surer) for name, mask in asked.items() for surer in (False, True)
+def rules(
+    table: pd.DataFrame, everyone: pd.DataFrame | None = None, tau: float = 0.95
+) -> dict[str, pd.DataFrame]:
+    """By rule, the rows that it is judged on, with its verdict as `correct`.
+
+    Rules of q are judged on `table`, which has adapted answers where q < ½; the others on `everyone`, the
+    samples that were adapted to whatever H says, by default `table` too.
+    """
+    everyone = table if everyone is None else everyone
+    asked: Mapping[str, tuple[pd.DataFrame, pd.Series | bool]] = {
+        f"margin < {tau:g}": (everyone, everyone["margin"] < tau),
+        "q < ½": (table, table["q"] < 0.5),
+        "all": (everyone, True),
     }
-    return {f"{name}{', surer' if surer else ''}": value for (name, surer), value in named.items()}
+    return {
+        f"{name}{', surer' * surer}": rows.assign(correct=chosen(rows, mask, surer), status="ok")
+        for name, (rows, mask) in asked.items()
+        for surer in (False, True)
+    }

@@ -43,7 +43,8 @@ def entries(folder: Path, name: str) -> Iterator[dict[str, Any]]:
     scores = pd.concat([part.scores() for part in parts], ignore_index=True)
     scores["variant"] = scores["variant"].where(~scores["variant"].isin(selecting(variants)), "")
     sets = split(records)
-    waits = selective.registered(run.profile.model_dump(), records) and not selective.complete(records)
+    whole = selective.complete(records, scores)
+    waits = selective.registered(run.profile.model_dump(), records) and not whole
     for key, base in sets.items():
         if key.arm != "base" or (waits and key.benchmark in selective.PRIMARY):
             continue  # what is to be confirmed is looked at once
@@ -59,7 +60,7 @@ def entries(folder: Path, name: str) -> Iterator[dict[str, Any]]:
             } | entry(base, made, own)  # fmt: skip
 
 
-_ADAPTED = ("tt_si_all", "tt_si")
+_ADAPTED = ("tt_si_all", "tt_si", "tt_si_likelihood")
 
 
 def entry(base: Answers, made: Sequence[Answers], scores: pd.DataFrame) -> dict[str, Any]:
