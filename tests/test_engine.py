@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from ttsi.engines.cache import KeyValues, PrefixCache
 from ttsi.engines.drafts import propose
 from ttsi.engines.lora import Adapter
 from ttsi.engines.torch import Counters, TorchEngine
-from ttsi.types import Call, LoraSettings, Message, Sampling, Tool
+from ttsi.types import Call, Generation, LoraSettings, Message, Sampling, Tool
 
 CONTROLS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 
@@ -231,6 +232,36 @@ def test_a_reply_that_ends_makes_room_for_the_next(
     assert engine.counters.decode_rows < 1.2 * (sum(lengths) - len(lengths))  # hardly a row stands idle
 
 
+@pytest.mark.parametrize("rows", [1, 3, None])
+def test_replies_drawn_again_are_those_of_their_seeds(engine: TorchEngine, rows: int | None) -> None:
+    """Up to three more for each request, while others are still answered: fewer passes than in rounds."""
+    requests, asked, drawn = ragged(engine), dict[int, list[Generation]](), replace(DRAWN, n=1)
+
+    def again(i: int, reply: Generation) -> int | None:
+        asked.setdefault(i, []).append(reply)
+        return 100 * i + len(asked[i]) if len(asked[i]) <= i % 4 else None
+
+    engine.counters = Counters()
+    engine.generate(requests, replace(drawn, max_tokens=1))
+    once, in_rounds, passes = engine.counters.prompt_tokens, [], engine.counters.passes
+    for attempt in range(4):
+        seeds = {
+            i: 100 * i + attempt if attempt else r.seed for i, r in enumerate(requests) if attempt <= i % 4
+        }
+        replies = engine.generate([replace(requests[i], seed=s) for i, s in seeds.items()], drawn)
+        in_rounds.append(dict(zip(seeds, tokens(replies), strict=True)))
+    passes = engine.counters.passes - passes
+
+    engine.rows, engine.counters = rows, Counters()
+    found = engine.generate([replace(r, again=partial(again, i)) for i, r in enumerate(requests)], drawn)
+    for i, replies in asked.items():
+        assert [r.tokens for r in replies] == [in_rounds[n][i][0] for n in range(i % 4 + 1)]
+        assert found[i] == [replies[-1]]
+    assert len(asked) == len(requests)
+    assert engine.counters.prompt_tokens == once, "no prompt is read twice"
+    assert rows or engine.counters.passes < passes
+
+
 def test_drafts_and_adapters_of_their_own_fly_along(engine: TorchEngine) -> None:
     requests = ragged(engine)
     kinds = itertools.cycle([None, "exact", "activated", "activated", None])
@@ -268,6 +299,7 @@ def test_in_bfloat16_all_that_are_asked_together_are_decoded_together(tiny_folde
     engine.counters.passes = 0
     assert engine.generate(requests, GREEDY) == want  # to the last bit
     assert engine.counters.passes < passes
+    assert engine.generate([replace(r, again=lambda _: 1 / 0) for r in requests], GREEDY) == want, "rounds"
 
 
 # --- adapters -------------------------------------------------------------------------------------------

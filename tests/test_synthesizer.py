@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -77,6 +78,28 @@ def test_parse_errors_are_drawn_again_with_new_seeds() -> None:
     assert len(result.examples) == 1 and result.failures == ("no_question", "unknown_tool")
     assert result.examples[0].attempt == 2 and result.tokens == 6
     assert len({r.seed for r in engine.asked}) == 3
+
+
+class Asking(Scripted):
+    """An engine that draws again by itself."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Generation]]:
+        out = []
+        for request in requests:
+            ((reply,),) = super().generate([request], sampling)
+            while request.again and (seed := request.again(reply)) is not None:
+                ((reply,),) = super().generate([replace(request, seed=seed)], sampling)
+            out.append([reply])
+        return out
+
+
+def test_retries_in_flight_are_those_of_rounds() -> None:
+    nonsense, other = "nonsense", GOOD.replace("get_weather", "other")
+    rounds, flight = Scripted(nonsense, GOOD, other, COPY), Asking(nonsense, other, COPY, GOOD)
+    expected, found = run(rounds, k=2), run(flight, k=2)
+    assert found == expected and found.failures == ("no_question", "unknown_tool") and found.tokens == 8
+    assert [r.seed for r in rounds.asked] == [0, 6, 1, 2], "a slot that failed twice comes in a third round"
+    assert sorted(r.seed for r in flight.asked) == [0, 1, 2, 6]
 
 
 def test_after_five_retries_the_synthesis_has_failed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from ttsi import prompts
 from ttsi.calls import answer_of, parse_calls
 from ttsi.declared import schema_errors
 from ttsi.engines.base import Engine, Request
-from ttsi.types import Example, Layout, Query, Sampling, Synthesis
+from ttsi.types import Example, Generation, Layout, Query, Sampling, Synthesis
 
 # Labels stand at the start of a line, with or without Markdown around them; found in linear time.
 _LABEL = r"(?:\A|\n)(?:[^\S\n]|[#>*_\-])*{}[^\S\n]*[*_]*:[*_]*"
@@ -140,39 +141,71 @@ def synthesize(
     one. Paper: section 3.2; at most 5 retries on parse errors.
     validate="schema" also refuses schema violations, novelty="reject_copies" copies of the seed.
     """
-    found: dict[tuple[int, int], Example] = {}
-    failures: list[list[str]] = [[] for _ in queries]
-    tokens = [0] * len(queries)
-    wanted = [(q, i) for q in range(len(queries)) for i in range(first, first + k)]
-    for attempt in range(retries + 1):
-        open_slots = [w for w in wanted if w not in found]
-        if not open_slots:
-            break
+    tries = [
+        _Try(
+            query,
+            tuple(seeds(query.id, i * (retries + 1) + a) for a in range(retries + 1)),
+            validate,
+            novelty,
+        )
+        for query in queries
+        for i in range(first, first + k)
+    ]
+    while open_ones := [t for t in tries if t.seed is not None]:
         requests = [
             Request(
-                prompts.synthesis(queries[q], layout),
-                seed=seeds(queries[q].id, i * (retries + 1) + attempt),
+                prompts.synthesis(t.query, layout),
+                seed=t.seed or 0,
                 opening=prompts.QUESTION,
                 lookup=True,
+                again=t.read,
             )
-            for q, i in open_slots
+            for t in open_ones
         ]
-        for (q, i), replies in zip(open_slots, engine.generate(requests, sampling), strict=True):
-            tokens[q] += len(replies[0].tokens)
-            try:
-                example = read_example(replies[0].text, queries[q], attempt)
-                if validate == "schema" and example.schema_errors:
-                    raise Unreadable("schema")
-                if novelty == "reject_copies" and example.copy_ratio == 1:
-                    raise Unreadable("copy")
-                found[q, i] = example
-            except Unreadable as error:
-                failures[q].append(str(error))
+        before = [t.attempt for t in open_ones]
+        for t, attempt, (reply,) in zip(open_ones, before, engine.generate(requests, sampling), strict=True):
+            if t.attempt == attempt:  # an engine that asks for no more than the first reply
+                t.read(reply)
+    each = [tries[i : i + k] for i in range(0, len(tries), k)]
     return [
         Synthesis(
-            tuple(found[q, i] for i in range(first, first + k) if (q, i) in found),
-            tuple(failures[q]),
-            tokens[q],
+            tuple(t.example for t in own if t.example),
+            tuple(code for _, code in sorted((f for t in own for f in t.failures), key=lambda f: f[0])),
+            sum(t.tokens for t in own),
         )
-        for q in range(len(queries))
+        for own in each
     ]
+
+
+@dataclass
+class _Try:
+    """An example in the making. seeds: of its attempts, the first and the retries."""
+
+    query: Query
+    seeds: Sequence[int]
+    validate: str
+    novelty: str
+    attempt: int = 0
+    tokens: int = 0
+    example: Example | None = None
+    failures: list[tuple[int, str]] = field(default_factory=list)
+
+    @property
+    def seed(self) -> int | None:
+        """Of the next attempt; None: there is an example, or no retry is left."""
+        return None if self.example or self.attempt == len(self.seeds) else self.seeds[self.attempt]
+
+    def read(self, reply: Generation) -> int | None:
+        """Takes an attempt's reply; the seed of the next, if one is needed."""
+        self.tokens += len(reply.tokens)
+        try:
+            example = read_example(reply.text, self.query, self.attempt)
+            if self.validate == "schema" and example.schema_errors:
+                raise Unreadable("schema")
+            if self.novelty == "reject_copies" and example.copy_ratio == 1:
+                raise Unreadable("copy")
+            self.example = example
+        except Unreadable as error:
+            self.failures.append((self.attempt, str(error)))
+        self.attempt += 1
+        return self.seed

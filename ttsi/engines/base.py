@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,6 +53,8 @@ class Request:
     checked, never trusted: they change the speed and not the text.
     grammar: what may follow the opening, in llguidance's Lark (`ttsi.grammar`); "" = anything. Among what it
     allows tokens are chosen as ever. A reply cut at `max_tokens` is the beginning of one that it allows.
+    again: asked of a reply as soon as it ends; it may name the seed of another, drawn in its place while
+    other requests are still answered. An engine need not ask: then the first reply is returned.
     """
 
     prompt: Prompt
@@ -62,6 +64,7 @@ class Request:
     draft: tuple[int, ...] = ()
     lookup: bool = False
     grammar: str = ""
+    again: Callable[[Generation], int | None] | None = field(default=None, compare=False)
 
 
 class Engine(Protocol):

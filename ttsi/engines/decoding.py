@@ -16,7 +16,7 @@ from ttsi.engines.cache import KeyValues, RowCache
 from ttsi.engines.drafts import propose
 from ttsi.engines.guide import Guide
 from ttsi.seeds import reply_seed
-from ttsi.types import Sampling
+from ttsi.types import Generation, Sampling
 
 _FREE_ROWS = 6  # so many tokens cost a pass little more than one: room for guesses from the prompt
 _DRAFT_ROWS = 32  # room for guesses from an earlier answer, most of which come true
@@ -27,6 +27,7 @@ class Row:
     """One reply in the making."""
 
     request: int
+    place: int  # among the replies
     ids: list[int]  # prompt and opening
     draft: tuple[int, ...]
     lookup: tuple[int, ...]
@@ -57,30 +58,33 @@ class Decoder:
         self.asked = [engine.asked(r) for r in requests]
         longest = max(len(ids) for _, ids in self.asked) + sampling.max_tokens
         engine.check_room(longest, "asked for")
-        self.replies = [self._row(i, k) for i in range(len(requests)) for k in range(sampling.n)]
+        n = sampling.n
+        self.replies = [self._row(p // n, p, requests[p // n].seed) for p in range(n * len(requests))]
         self.waiting = deque(self.replies)
         self.read: dict[int, tuple[KeyValues, Tensor]] = {}
-        """By request, what was read of a prompt whose replies have not all joined."""
+        """By request, what was read of a prompt whose replies have not all joined, or may be drawn again."""
+        apart = engine.dtype == torch.float32  # else the shape of a batch can turn a near-tie
+        self.undecided = {i for i, r in enumerate(requests) if r.again and apart}
         self.flying: list[Row] = []
         self.slots = min(most or len(self.replies), len(self.replies))
         self.cache = RowCache(engine.prefix(()), self.slots, longest + GROUP_TOKENS)
         self.bank = engine.lora.blank([r.adapter for r in requests], self.slots)
 
-    def _row(self, request: int, k: int) -> Row:
+    def _row(self, request: int, place: int, seed: int) -> Row:
         r, ids = self.requests[request], self.asked[request][1]
-        rng = torch.Generator().manual_seed(reply_seed(r.seed, k))
+        rng = torch.Generator().manual_seed(reply_seed(seed, place % self.sampling.n))
         guide = Guide(r.grammar, self.engine.chat) if r.grammar else None
         lookup = (*r.draft, *ids) if r.lookup else ()
-        return Row(request, ids, r.draft, lookup, rng, self.sampling.max_tokens, guide)
+        return Row(request, place, ids, r.draft, lookup, rng, self.sampling.max_tokens, guide)
 
-    def run(self) -> list[Row]:
+    def run(self) -> list[Generation]:
         """All replies, in the order of the requests."""
         while True:
             while self.waiting and (free := self._free()):  # a first token may be a reply's last
                 self._join(free)
             active = [i for i, row in enumerate(self.flying) if not row.done]
             if not active:
-                return self.replies
+                return [self.reply(row) for row in self.replies]
             if not self.waiting and 4 * len(active) <= 3 * len(self.flying):
                 self._keep(active)
             drafts = [self._draft(row) for row in self.flying]
@@ -111,13 +115,15 @@ class Decoder:
                 self.engine.lora.put(self.bank, slot, self.requests[row.request].adapter)
             self.flying[slot : slot + 1] = [row]
             self._accept(row, logits, ())
-        self.read = {i: r for i, r in self.read.items() if self.waiting and self.waiting[0].request == i}
+        wanted = {*self.undecided, *(row.request for row in list(self.waiting)[:1])}
+        self.read = {i: r for i, r in self.read.items() if i in wanted}
 
     def _keep(self, rows: Sequence[int]) -> None:
         index = torch.tensor(rows, device=self.engine.device)
         self.cache.select(index)
         self.bank = [(a[index], b[index]) for a, b in self.bank] if self.bank else None
         self.flying = [self.flying[i] for i in rows]
+        self.slots = len(rows)  # another reply may yet be drawn in the place of one of these
 
     def _draft(self, row: Row) -> tuple[int, ...]:
         if row.done or not self.engine.drafts:
@@ -158,6 +164,26 @@ class Decoder:
         self.engine.counters.drafted += len(draft)
         self.engine.counters.accepted += came_true
         self.engine.counters.decoded_tokens += len(picked)
+        if row.done:
+            self._ended(row)
+
+    def _ended(self, row: Row) -> None:
+        """Lets another reply have the place of one that its request isn't content with, at once."""
+        if row.request not in self.undecided:
+            return
+        again = self.requests[row.request].again
+        seed = again(self.reply(row)) if again else None
+        if seed is None:
+            self.undecided.discard(row.request)
+        else:
+            self.replies[row.place] = self._row(row.request, row.place, seed)
+            self.waiting.appendleft(self.replies[row.place])
+
+    def reply(self, row: Row) -> Generation:
+        """A row's reply."""
+        request = self.requests[row.request]
+        done: Generation = self.engine.replied(request, row.out, row.log_probs, row.finished, len(row.ids))
+        return done
 
 
 def log_probs(logits: Tensor, ids: Sequence[int]) -> Tensor:

@@ -236,11 +236,7 @@ class TorchEngine(ChatEngine):
             self.check_mode(adapter.settings.mode)
         with self.outside_failures():
             most = self.rows if self.dtype == torch.float32 else None
-            done = Decoder(self, requests, sampling, most).run()
-        replies = [
-            self.replied(requests[row.request], row.out, row.log_probs, row.finished, len(row.ids))
-            for row in done
-        ]
+            replies = Decoder(self, requests, sampling, most).run()
         return [replies[i : i + sampling.n] for i in range(0, len(replies), sampling.n)]
 
     def prefill(
