@@ -42,12 +42,27 @@ def test_which_answer_stands_by_hand() -> None:
 
 def test_the_hypotheses_by_hand() -> None:
     found = selective.hypotheses(selective.pairs(pd.concat([BASE, ALL]))).set_index("hypothesis")
-    assert list(found.index) == ["H2", "H3"], "too few answers for an AUC"
+    assert found.loc["H1", ["p", "n", "of"]].tolist() == [1, 0, ""], "too few answers for an AUC"
     assert (found.loc["H2", ["gained", "lost"]] == [1, 1]).all() and found.loc["H2", "p"] == 1
     assert found.loc["H2", "value"] == 0 and found.loc["H2", "n"] == 6
     kept = ["gains_kept", "gains_refused", "losses_kept", "losses_refused"]
     assert found.loc["H3", kept].tolist() == [1, 1, 1, 1] and found.loc["H3", "p"] == 1
     assert (found["p_holm"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "value", "p_holm", "says"),
+    [
+        ("H1", 3.0, 0.049, "holds"),
+        ("H1", 3.0, 0.05, "not shown"),
+        ("H2", -3.0, 0.01, "the opposite holds"),
+        ("H3", 0.5, 0.01, "the opposite holds"),
+        ("H3", 2.0, 0.01, "holds"),
+        ("H2", 3.0, float("nan"), ""),
+    ],
+)
+def test_what_a_test_says(hypothesis: str, value: float, p_holm: float, says: str) -> None:
+    assert selective.outcome({"hypothesis": hypothesis, "value": value, "p_holm": p_holm}) == says
 
 
 def test_adapting_where_q_is_small_is_all_that_the_hypotheses_ask() -> None:
@@ -76,6 +91,49 @@ def test_the_first_look_is_left_out_by_the_order_of_the_run() -> None:
     table = pd.concat([records, other])
     left = selective.unseen(table.drop(index=n - 1), pd.concat([records, other, records.assign(arm="x")]))
     assert left[["benchmark", "sample"]].values.tolist() == [["toolalpaca", n - 2], ["sealtool", 0]]
+
+
+def many(n: int = 400) -> pd.DataFrame:
+    """Judged samples of two benchmarks in clusters of two, drawn so that all three hypotheses hold."""
+    rng = np.random.default_rng(5)
+    right = rng.random(n) < 0.5
+    q = np.clip(rng.normal(0.25 + 0.2 * right, 0.12), 0, 1)
+    after = np.where(rng.random(n) < 0.25, ~right, right)
+    surer = np.where(after & ~right, 0.2, np.where(after == right, 0, -0.1)) + rng.normal(0, 0.12, n)
+    return pd.DataFrame({
+        "benchmark": np.where(np.arange(n) < n // 2, "b", "c"), "cluster": np.arange(n) // 2, "n_tools": 3,
+        "q": q, "margin": rng.random(n), "right": right,
+        "adapted_right": pd.array(after, "boolean"), "adapted_q": q + surer,
+    })  # fmt: skip
+
+
+def test_the_interval_over_clusters_lies_about_the_value() -> None:
+    table = many()
+    found = selective.hypotheses(table).set_index("hypothesis")
+    assert (found["clusters"] == 200).all() and found.loc["H1", "of"] == "b, c"
+    inside = (found["cluster_low"] < found["value"]) & (found["value"] < found["cluster_high"])
+    assert inside.all() and (found["p_holm"] < 0.01).all()
+    ordinary = found["value_high"] - found["value_low"]
+    ratio = (found["cluster_high"] - found["cluster_low"]) / ordinary
+    assert ratio[["H1", "H2"]].between(0.7, 1.4).all(), "pairs that have nothing in common"
+    for row in found.reset_index().to_dict("records"):
+        assert selective.outcome(row) == "holds"
+
+
+def test_a_benchmark_without_variance_does_not_outweigh_the_others() -> None:
+    table = many()
+    perfect = table[table["benchmark"] == "c"].assign(q=lambda t: t["right"] * 0.9, margin=lambda t: t["q"])
+    found = selective.hypotheses(pd.concat([table[table["benchmark"] == "b"], perfect])).iloc[0]
+    assert found["of"] == "b" and found["n"] == 200 and found["value"] > 10
+
+
+def test_q_is_the_scores_where_a_record_has_none() -> None:
+    base = BASE.assign(likelihood=BASE["likelihood"].where(BASE.index != 1))
+    scores = BASE[[*selective.KEYS, "margin", "likelihood"]]
+    both = pd.concat([base, ALL])
+    assert selective.pairs(both)["q"].isna().sum() == 1
+    whole = selective.pairs(pd.concat([BASE, ALL]))
+    pd.testing.assert_frame_equal(selective.pairs(both, scores=scores), whole, check_like=True)
 
 
 def test_a_failure_of_the_machine_is_no_answer() -> None:

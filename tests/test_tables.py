@@ -889,12 +889,16 @@ def test_what_is_to_be_confirmed_is_sealed_until_it_is_whole() -> None:
         ]
     )
     of = whole.assign(inference="direct", status="ok", model="qwen2.5-coder-0.5b", dtype="float32")
-    base, adapted = of.assign(arm="base"), of.assign(arm=selective.ADAPTED)
+    of = of.assign(mode="activated", adapted=False)
+    base, adapted = of.assign(arm="base"), of.assign(arm=selective.ADAPTED, adapted=True)
     adapted.loc[0, "status"] = "error"  # left out and counted, not waited for
     both = pd.concat([base, adapted])
     assert selective.complete(both, whole) and selective.sealed(whole, both)["likelihood"].notna().all()
     assert selective.complete(both, whole.drop(index=0)), "a failed sample has no margin"
     assert not selective.complete(both, whole.drop(index=1)), "another needs one"
+    assert not selective.complete(both, whole.assign(likelihood=whole["likelihood"].where(whole.index != 1)))
+    silent = adapted.assign(likelihood=adapted["likelihood"].where(adapted.index != 1))
+    assert not selective.complete(pd.concat([base, silent]), whole), "adapted, and not known how likely"
     for part in (base, pd.concat([base, adapted.drop(index=0)]), pd.concat([base, adapted.assign(seed=1)])):
         left = selective.sealed(whole, part)
         assert not selective.complete(part, whole) and set(left.dropna()["benchmark"]) == {"sealtool"}
@@ -906,3 +910,4 @@ def test_what_is_to_be_confirmed_is_sealed_until_it_is_whole() -> None:
     for change in ({"k": 2}, {"seeds": [0, 1]}, {"answer_opening": False}, whole_bfcl):
         assert not selective.registered(profile | change, both)
     assert not selective.registered(profile, both.assign(dtype="bfloat16"))
+    assert not selective.registered(profile, both.assign(mode="exact"))

@@ -5,16 +5,17 @@ Frames hold one row per sample. q: the likelihood of an answer, in [0, 1], under
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
 from study.analysis import statistics
 from study.analysis.detection import delong, pooled
-from study.analysis.statistics import Estimate, TooFew
+from study.analysis.statistics import Estimate, Floats, Places, TooFew
 
 PRIMARY = {"apibank": 526, "nexusraven": 318, "toolalpaca": 114, "bfcl": 300}
 """Samples of the primary set, by docs/hypotheses.md."""
@@ -22,9 +23,12 @@ SEEN = {"apibank": 100, "nexusraven": 60, "toolalpaca": 60, "bfcl": 100}
 """So many of their first samples were looked at before, in another precision."""
 ADAPTED = "tt_si_likelihood"
 """The arm with an adapted answer wherever q < ½: all that the hypotheses ask for."""
+ALPHA = 0.05
+"""Family-wise level of the three tests."""
 REGISTERED: dict[str, Any] = {
     "model": "qwen2.5-coder-0.5b", "seeds": [0], "answer_opening": True, "layout": "native",
     "tool_order": "shuffled", "k": 1, "filters": [], "epochs": 3, "learning_rate": 1e-4,
+    "answer_temperature": 0,
 }  # fmt: skip
 """Settings of a profile that it was written down for."""
 KEYS = ["benchmark", "sample", "seed"]
@@ -41,24 +45,36 @@ def registered(profile: Mapping[str, Any], records: pd.DataFrame) -> bool:
     """Whether a run, by its settings and its records' precision, is what the hypotheses were written for."""
     counts = {b: n or PRIMARY[b] * (b != "bfcl") for b, n in profile["benchmarks"].items() if b in PRIMARY}
     same = all(profile[name] == value for name, value in REGISTERED.items())
-    return same and counts == PRIMARY and set(records["dtype"]) == {"float32"}
+    adapted = records[records["benchmark"].isin(PRIMARY) & (records["arm"] == ADAPTED)]
+    same &= set(adapted["mode"]) <= {"activated"} and set(records["dtype"]) == {"float32"}
+    return same and counts == PRIMARY
 
 
 def attempted(records: pd.DataFrame, scores: pd.DataFrame) -> dict[str, int]:
     """By benchmark of the primary set: samples with all that the hypotheses ask, failures among it too.
 
-    That is a base outcome, the margin, and an adapted outcome where q < ½: what `tt_si_likelihood` needs.
+    That is a base outcome with its q, the margin, and an adapted outcome where q < ½, with its own.
     """
     direct = records[(records["inference"] == "direct") & (records["seed"] == REGISTERED["seeds"][0])]
     failed = _samples(direct[direct["status"] == "error"])
-    both = _samples(scores[scores["seed"] == REGISTERED["seeds"][0]]) | failed
+    both = (
+        _samples(scores[(scores["seed"] == REGISTERED["seeds"][0]) & scores["likelihood"].notna()]) | failed
+    )
     for arm in ("base", ADAPTED):
-        both &= _samples(direct[direct["arm"] == arm])
+        own = direct[direct["arm"] == arm]
+        lacking = own["adapted"].astype(bool) & own["likelihood"].isna() & (own["status"] == "ok")
+        both &= _samples(own[~lacking])
     return {name: sum(benchmark == name for benchmark, _ in both) for name in PRIMARY}
 
 
 def _samples(rows: pd.DataFrame) -> set[tuple[str, str]]:
     return set(zip(rows["benchmark"], rows["sample"], strict=True))
+
+
+def failures(records: pd.DataFrame) -> int:
+    """Samples of the primary set that the machine failed at."""
+    of = records["benchmark"].isin(PRIMARY) & records["arm"].isin(["base", ADAPTED])
+    return len(_samples(records[of & (records["status"] == "error")]))
 
 
 def complete(records: pd.DataFrame, scores: pd.DataFrame) -> bool:
@@ -98,7 +114,8 @@ def pairs(
 
     adapter: the arm whose adapted answers are meant. A sample without an adapted answer (no example, training
     diverged, or certain by the arm's H) has NaN there: nothing can be accepted. Machine failures are left
-    out. scores: where the margin is from; by default from the arm, NaN where that asks for none.
+    out. scores: where the margin is from, and q where a record has none as its text wasn't exported; by
+    default the margin is from the arm, NaN where that asks for none.
     """
     direct = records[(records["inference"] == "direct") & (records["status"] == "ok")]
     base = direct[direct["arm"] == "base"]
@@ -111,8 +128,9 @@ def pairs(
     table = table.rename(columns={f"{c}_adapted": f"adapted_{c}" for c in columns.values()})
     table["right"] = table["right"].astype(bool)
     if scores is not None:
-        margins = scores[[*KEYS, "margin"]]
-        table = table.drop(columns="margin").merge(margins, on=KEYS, how="left", validate="one_to_one")
+        known = scores.reindex(columns=[*KEYS, "margin", "likelihood"])
+        table = table.drop(columns="margin").merge(known, on=KEYS, how="left", validate="one_to_one")
+        table["q"] = table["q"].fillna(table.pop("likelihood"))
     made = table["adapted"].astype(bool)
     table["adapted_right"] = table["adapted_right"].astype("boolean").where(made)
     table["adapted_q"] = table["adapted_q"].where(made)
@@ -146,50 +164,110 @@ def acceptance(table: pd.DataFrame) -> dict[str, int]:
 def hypotheses(table: pd.DataFrame) -> pd.DataFrame:
     """H1 to H3 of docs/hypotheses.md over all of the samples, one row each, `p_holm` over the three.
 
-    Samples have to be independent: one seed. Where there are clusters enough, H2's difference has an interval
-    from resampling those too (`cluster_low`, `cluster_high`).
+    Samples have to be independent: one seed. Where there are clusters enough, each value has an interval from
+    resampling those too (`cluster_low`, `cluster_high`). H1 leaves out benchmarks with fewer than 10 right or
+    wrong answers or an area without variance, and names those that are in it; without any its p is 1.
     """
-    asked, rows = table["q"] < 0.5, []
-    areas = []
-    for _, group in table[(table["n_tools"] > 1) & table["margin"].notna()].groupby("benchmark", sort=False):
-        try:
-            areas.append(delong(*(group[c].tolist() for c in ("q", "margin", "right"))))
-        except TooFew:  # said by n: the samples that the estimate stands on
-            continue
-    if areas:
-        area, p = pooled(areas)
-        rows.append({"hypothesis": "H1", "what": "AUC(q) − AUC(margin)", "p": p} | _cells(area, 100))
-    selective, always = chosen(table, asked, True), chosen(table, asked, False)
-    paired = statistics.paired(table["right"], selective)
-    rows.append(
-        {"hypothesis": "H2", "what": "selective − base", "p": paired.p}
-        | _cells(paired.difference, 100)
-        | {"gained": paired.gained, "lost": paired.lost}
-        | _over_clusters(table, selective.astype(float) - table["right"].astype(float))
-    )
-    counts = {
-        verdict: [
-            int((changed & (selective == always)).sum()), int((changed & (selective != always)).sum())
-        ]
-        for verdict, changed in (("gains", always & ~table["right"]), ("losses", ~always & table["right"]))
-    }  # fmt: skip
-    fisher = stats.fisher_exact([counts["gains"], counts["losses"]])
-    rows.append({"hypothesis": "H3", "what": "odds that acceptance keeps gains rather than losses",
-                 "value": fisher.statistic, "p": float(fisher.pvalue), "n": sum(map(sum, counts.values())),
-                 "gains_kept": counts["gains"][0], "gains_refused": counts["gains"][1],
-                 "losses_kept": counts["losses"][0], "losses_refused": counts["losses"][1]})  # fmt: skip
-    out = pd.DataFrame(rows)
+    rows = table.reset_index(drop=True)
+    out = pd.DataFrame([_h1(rows), _h2(rows), _h3(rows)])
     out["p_holm"] = out.index.map(statistics.holm(out["p"].to_dict()))
     return out
 
 
-def _over_clusters(table: pd.DataFrame, differences: pd.Series) -> dict[str, float]:
-    clusters = list(zip(table["benchmark"], table["cluster"], strict=True))
+def _h1(rows: pd.DataFrame) -> dict[str, Any]:
+    """AUC(q) − AUC(margin) of samples with several tools, in hundredths."""
+    several, areas = rows[(rows["n_tools"] > 1) & rows["margin"].notna()], dict[str, Estimate]()
+    for name, group in several.groupby("benchmark", sort=False):
+        try:
+            area = delong(*(group[c].tolist() for c in ("q", "margin", "right")))
+        except TooFew:
+            continue
+        if area.high > area.low:  # none: it would outweigh all others
+            areas[str(name)] = area
+    said = {"hypothesis": "H1", "what": "AUC(q) − AUC(margin)", "of": ", ".join(areas)}
+    if not areas:
+        return said | {"p": 1.0, "n": 0}
+    weights = {name: 1 / (a.high - a.low) ** 2 for name, a in areas.items()}
+    q, margin, right = (rows[c].to_numpy() for c in ("q", "margin", "right"))
+    places = {n: (rows["benchmark"] == n).to_numpy() & rows.index.isin(several.index) for n in areas}
+
+    def value(drawn: Places) -> float:
+        total = 0.0
+        for name, weight in weights.items():
+            own = drawn[places[name][drawn]]
+            total += weight * (_auc(q[own], right[own]) - _auc(margin[own], right[own]))
+        return 100 * total / sum(weights.values())
+
+    area, p = pooled(list(areas.values()))
+    return said | {"p": p} | _cells(area, 100) | _over_clusters(rows, value)
+
+
+def _auc(score: Floats, right: npt.NDArray[np.bool_]) -> float:
+    """Share of (right, wrong) pairs in which the right one scores higher, ties counting half."""
+    n = int(right.sum())
+    if n in (0, len(right)):
+        return float("nan")
+    return float((stats.rankdata(score)[right].sum() - n * (n + 1) / 2) / (n * (len(right) - n)))
+
+
+def _h2(rows: pd.DataFrame) -> dict[str, Any]:
+    """Selective TT-SI against base, in points."""
+    selective = chosen(rows, rows["q"] < 0.5, True)
+    paired = statistics.paired(rows["right"], selective)
+    gain = 100 * (selective.astype(float) - rows["right"].astype(float)).to_numpy()
+    return (
+        {"hypothesis": "H2", "what": "selective − base", "p": paired.p}
+        | _cells(paired.difference, 100)
+        | {"gained": paired.gained, "lost": paired.lost}
+        | _over_clusters(rows, lambda drawn: float(gain[drawn].mean()))
+    )
+
+
+def _h3(rows: pd.DataFrame) -> dict[str, Any]:
+    """Gains against losses of the adapted answers where q < ½, by whether acceptance keeps them."""
+    asked = rows["q"] < 0.5
+    always, kept = chosen(rows, asked, False), chosen(rows, asked, True)
+    kinds = np.full(len(rows), -1)
+    for kind, changed in enumerate((always & ~rows["right"], ~always & rows["right"])):
+        kinds[changed] = 2 * kind + (kept != always)[changed]
+
+    def counts(drawn: Places) -> Places:
+        return np.bincount(kinds[drawn] + 1, minlength=5)[1:]
+
+    def odds(drawn: Places) -> float:
+        a, b, c, d = counts(drawn) + 0.5
+        return float(a * d / (b * c))
+
+    found = counts(np.arange(len(rows)))
+    fisher = stats.fisher_exact(found.reshape(2, 2))
+    names = ("gains_kept", "gains_refused", "losses_kept", "losses_refused")
+    return (
+        {"hypothesis": "H3", "what": "odds that acceptance keeps gains rather than losses"}
+        | {"value": fisher.statistic, "p": float(fisher.pvalue), "n": int(found.sum())}
+        | dict(zip(names, map(int, found), strict=True))
+        | _over_clusters(rows, odds)
+    )
+
+
+def outcome(test: Mapping[str, Any]) -> str:
+    """What a row of `hypotheses` says after Holm at .05; "" where there is no p, as nothing was tested."""
+    if not test["p_holm"] <= 1:
+        return ""
+    if test["p_holm"] >= ALPHA:
+        return "not shown"
+    return "holds" if test["value"] > (1 if test["hypothesis"] == "H3" else 0) else "the opposite holds"
+
+
+def _over_clusters(rows: pd.DataFrame, value: Callable[[Places], float]) -> dict[str, float]:
+    """The interval of a value over draws of whole clusters: conversations, domains."""
+    clusters = list(zip(rows["benchmark"], rows["cluster"], strict=True))
     try:
-        e = statistics.cluster_bootstrap(100 * differences, clusters)
+        values = [value(drawn) for drawn in statistics.cluster_draws(clusters)]
     except TooFew:
         return {}
-    return {"cluster_low": e.low, "cluster_high": e.high, "clusters": e.n}
+    tail = (1 - statistics.LEVEL) / 2
+    low, high = np.nanquantile(values, [tail, 1 - tail])
+    return {"cluster_low": float(low), "cluster_high": float(high), "clusters": len(set(clusters))}
 
 
 def _cells(e: Estimate, scale: float) -> dict[str, float]:

@@ -6,7 +6,7 @@ seeds are averaged per sample first, so that more seeds never pass for more samp
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan, sqrt
 from typing import Any
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy import optimize, special
 
 Floats = npt.NDArray[np.float64]
+Places = npt.NDArray[np.int64]
 
 LEVEL = 0.95  # of every interval
 RESAMPLES = 9999
@@ -225,6 +226,21 @@ def cluster_bootstrap(values: npt.ArrayLike, clusters: Sequence[Hashable], seed:
     tail = (1 - LEVEL) / 2
     low, high = np.quantile((draws @ sums) / (draws @ sizes), [tail, 1 - tail])
     return Estimate(float(v.mean()), float(low), float(high), k, "cluster bootstrap")
+
+
+def cluster_draws(clusters: Sequence[Hashable], draws: int = 2000, seed: int = 0) -> Iterator[Places]:
+    """Positions of the samples in draws of whole clusters with replacement; seeded.
+
+    Raises TooFew under 30 clusters, where intervals from such draws are known to be too narrow.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for position, name in enumerate(clusters):
+        members.setdefault(name, []).append(position)
+    if len(members) < MIN_CLUSTERS:
+        raise TooFew(f"too few: {len(members)} clusters, a cluster bootstrap needs {MIN_CLUSTERS}")
+    groups, rng = [np.array(m) for m in members.values()], np.random.default_rng(seed)
+    for _ in range(draws):
+        yield np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:

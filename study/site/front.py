@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from study.analysis import costs, look
+from study.analysis import costs, look, selective
 
 Row = dict[str, Any]
 _UNTOLD = "No committed run answers this yet."
@@ -162,6 +162,15 @@ def _selective(table: pd.DataFrame, folder: Path) -> str:
     return _sentence(*said)
 
 
+def _hypotheses(table: pd.DataFrame, folder: Path) -> str:
+    tested = table[table["set"].str.startswith("confirmatory")]
+    return _sentence(*(
+        f"{r['hypothesis']}, {r['what']}: {look.spread(r, 'value', sign='+' * (r['hypothesis'] != 'H3'))}, "
+        f"n = {r['n']:g}, p = {r['p_holm']:.2g} after Holm, {selective.outcome(r)}"
+        for r in look.rows_of(tested)
+    ))  # fmt: skip
+
+
 def _several(table: pd.DataFrame, folder: Path) -> str:
     n = table["n"]
     many = f"{n.min():g}" if n.min() == n.max() else f"{n.min():g} to {n.max():g}"
@@ -228,6 +237,8 @@ ASKED = [
     Asked("Which threshold?", "figure_threshold", "figure_threshold", "04", _threshold),
     Asked("Does an answer that has to earn its place do better?", "table_selective", "figure_selective", "11",
           _selective),
+    Asked("Do the hypotheses hold that were written down before the data?", "table_hypotheses", "", "11",
+          _hypotheses),
     Asked("Does the fast way of training cost accuracy?", "table_modes", "", "08", _modes, _effects),
     Asked("What does it cost?", "bench", "bench", "08", _cost, by=""),
     Asked("Against ICL, SFT, a teacher and an oracle?", "table_methods", "figure2_methods", "03", _several,
