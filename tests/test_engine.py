@@ -27,6 +27,7 @@ from transformers.generation.logits_process import (
 from study.data import benchmarks
 from ttsi import prompts
 from ttsi.calls import format_calls
+from ttsi.engines import torch as torch_engine
 from ttsi.engines.base import EngineError, Prompt, Request
 from ttsi.engines.cache import KeyValues, PrefixCache
 from ttsi.engines.drafts import propose
@@ -260,6 +261,21 @@ def test_replies_drawn_again_are_those_of_their_seeds(engine: TorchEngine, rows:
     assert len(asked) == len(requests)
     assert engine.counters.prompt_tokens == once, "no prompt is read twice"
     assert rows or engine.counters.passes < passes
+
+
+def test_uneven_rows_attend_for_themselves(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = Prompt("sys tools hello", (Message("user", "hello " * 60),))
+    requests = [Request(long), *(Request(p) for p in PROMPTS)]
+    want = one_by_one(engine, requests, GREEDY)
+    seen, real = [], torch_engine.uneven
+    monkeypatch.setattr(torch_engine, "uneven", lambda ends: seen.append(real(ends)) or seen[-1])
+    found = engine.generate(requests, GREEDY)
+    assert any(seen), "one row is much longer than the others"
+    assert tokens(found) == tokens(want)
+    monkeypatch.setattr(torch_engine, "uneven", lambda ends: None)
+    for ours, padded in zip(found, engine.generate(requests, GREEDY), strict=True):
+        assert ours[0].log_probs == pytest.approx(padded[0].log_probs, abs=1e-5)
+    assert real([10, 10, 100]) == [10, 10, 100] and real([10, 10, 11]) is None
 
 
 def test_drafts_and_adapters_of_their_own_fly_along(engine: TorchEngine) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+_sdpa = torch.nn.functional.scaled_dot_product_attention
 GROUP_TOKENS = 16
 """Up to so many query tokens per row, heads that share keys are folded instead of the keys being repeated."""
 
@@ -21,7 +22,8 @@ def attention(
     key-value heads are not copied once per query head at every decoding step.
 
     ttsi_prefix: keys and values per layer that stand in front of the new ones in a training pass. ttsi_near:
-    the mask of layers that attend to a sliding window. Raises ValueError for what is not done here.
+    the mask of layers that attend to a sliding window. ttsi_ends: of each row the key behind its last, where
+    reading all rows to the longest one's would be the greater part. Raises ValueError for what is not done.
     """
     if other := [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]:
         raise ValueError(f"the model's attention has {other[0]}, which ttsi's engine doesn't compute")
@@ -38,16 +40,23 @@ def attention(
         key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
     shape, groups = query.shape, query.shape[1] // key.shape[1]
     fold = mask is not None and mask.shape[2] != shape[2]
-    out = torch.nn.functional.scaled_dot_product_attention(
-        query.reshape(shape[0], key.shape[1], groups * shape[2], shape[3]) if fold else query,
-        key,
-        value,
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=scale,
-        enable_gqa=groups > 1 and not fold,
+    if fold:
+        query = query.reshape(shape[0], key.shape[1], groups * shape[2], shape[3])
+    if fold and (ends := kwargs.get("ttsi_ends")):
+        rows = [(slice(i, i + 1), slice(end)) for i, end in enumerate(ends)]
+        each = [
+            _sdpa(query[i], key[i, :, to], value[i, :, to], mask[i, ..., to], scale=scale) for i, to in rows
+        ]
+        return torch.cat(each).reshape(shape).transpose(1, 2), None
+    out = _sdpa(
+        query, key, value, mask, is_causal=mask is None, scale=scale, enable_gqa=groups > 1 and not fold
     )
     return out.reshape(shape).transpose(1, 2), None
+
+
+def uneven(ends: list[int]) -> list[int] | None:
+    """The rows' ends, if padding them to the longest costs more than taking each for itself; else None."""
+    return ends if 1.15 * sum(ends) < len(ends) * max(ends) else None
 
 
 def additive(mask: Tensor, groups: int, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from ttsi.engines.attention import additive, within
+from ttsi.engines.attention import additive, uneven, within
 from ttsi.engines.base import EngineError, Prompt, Request, native_dtype
 from ttsi.engines.cache import KeyValues, PrefixCache, RowCache
 from ttsi.engines.chat import Chat, ChatEngine, Encoded
@@ -106,11 +106,13 @@ class TorchEngine(ChatEngine):
         prefix: KeyValues | None = None,
         read_from: int = 0,
         keys: Tensor | None = None,
+        ends: list[int] | None = None,
     ) -> Tensor:
         """Final hidden states [rows, tokens, width]; adapters as applied by the caller.
 
         keys: where the keys stand that the mask is about [rows, keys]; by default they are the tokens' own.
         read_from: the first token whose hidden state is read; those of the tokens before it are not had.
+        ends: see `attention`.
         """
         self.counters.passes += 1
         self._last_block.read_from = read_from
@@ -125,6 +127,7 @@ class TorchEngine(ChatEngine):
             ttsi_mask=masks[0],
             ttsi_near=masks[1],
             ttsi_prefix=prefix,
+            ttsi_ends=ends,
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
@@ -161,11 +164,15 @@ class TorchEngine(ChatEngine):
         steps = torch.arange(ids.shape[1], device=self.device)
         slots = torch.tensor(starts, device=self.device)[:, None] + steps
         cache.slots = slots.clamp(max=cache.capacity - 1)
-        cache.visible = max(start + len(row) for start, row in zip(starts, rows, strict=True))
+        ends = [start + len(row) for start, row in zip(starts, rows, strict=True)]
+        cache.visible = max(ends)
         seen = torch.arange(cache.visible, device=self.device)
         mask = (seen[None, None] <= cache.slots[..., None])[:, None]
         whole = len(rows) == 1 and starts[0] == 0
-        return self.forward(ids, cache.slots, None if whole else mask, cache, None, read_from, seen[None])
+        apart = uneven(ends) if (self.device.type, self.dtype) == ("cpu", torch.float32) else None
+        return self.forward(
+            ids, cache.slots, None if whole else mask, cache, None, read_from, seen[None], apart
+        )
 
     # --- scoring ----------------------------------------------------------------------------------------
 
