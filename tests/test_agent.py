@@ -254,9 +254,9 @@ class Teacher:
 def test_a_teacher_writes_in_its_place(engine: TorchEngine) -> None:
     teacher = Teacher(engine)
     answer = agent(engine, writer=teacher).call(TORN)
-    assert answer.adapted and teacher.asked == 1 + len(answer.failures)
+    assert answer.adapted and answer.failures and teacher.asked == 1, "one request, drawn again in its place"
     assert agent(engine, writer=teacher).call(SURE).adapted is False
-    assert teacher.asked == 1 + len(answer.failures)
+    assert teacher.asked == 1
 
 
 def test_a_machines_failure_is_no_answer(engine: TorchEngine) -> None:
