@@ -78,19 +78,8 @@ def failures(records: pd.DataFrame) -> int:
 
 
 def complete(records: pd.DataFrame, scores: pd.DataFrame) -> bool:
-    """Whether the primary set is there, so that it may be looked at."""
+    """Whether the primary set is there, so that the tests are those that were written down."""
     return attempted(records, scores) == PRIMARY
-
-
-def sealed(scores: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
-    """The scores without likelihoods of the primary set, until `complete`: it is looked at once.
-
-    Another model's are not what was written down.
-    """
-    if complete(records, scores) or REGISTERED["model"] not in set(records["model"]):
-        return scores
-    given = [c for c in LIKELIHOODS if c in scores]
-    return scores.assign(**{c: scores[c].where(~scores["benchmark"].isin(PRIMARY)) for c in given})
 
 
 def unseen(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from study.analysis import look, selective, statistics
+from study.analysis import look, statistics
 from study.analysis.answers import Answers, joined, selecting, split
 from study.run.results import Results
 
@@ -43,11 +43,9 @@ def entries(folder: Path, name: str) -> Iterator[dict[str, Any]]:
     scores = pd.concat([part.scores() for part in parts], ignore_index=True)
     scores["variant"] = scores["variant"].where(~scores["variant"].isin(selecting(variants)), "")
     sets = split(records)
-    whole = selective.complete(records, scores)
-    waits = selective.registered(run.profile.model_dump(), records) and not whole
     for key, base in sets.items():
-        if key.arm != "base" or (waits and key.benchmark in selective.PRIMARY):
-            continue  # what is to be confirmed is looked at once
+        if key.arm != "base":
+            continue
         modes = [k.mode for k in sets if k == key._replace(arm=k.arm, mode=k.mode) and k.arm in _ADAPTED]
         own = scores[(scores["benchmark"] == key.benchmark) & (scores["variant"] == key.variant)]
         for mode in sorted(set(modes)):
