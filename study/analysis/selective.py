@@ -57,9 +57,8 @@ def attempted(records: pd.DataFrame, scores: pd.DataFrame) -> dict[str, int]:
     """
     direct = records[(records["inference"] == "direct") & (records["seed"] == REGISTERED["seeds"][0])]
     failed = _samples(direct[direct["status"] == "error"])
-    both = (
-        _samples(scores[(scores["seed"] == REGISTERED["seeds"][0]) & scores["likelihood"].notna()]) | failed
-    )
+    known = scores.reindex(columns=[*KEYS, "likelihood"])  # older exports have none
+    both = _samples(known[(known["seed"] == REGISTERED["seeds"][0]) & known["likelihood"].notna()]) | failed
     for arm in ("base", ADAPTED):
         own = direct[direct["arm"] == arm]
         lacking = own["adapted"].astype(bool) & own["likelihood"].isna() & (own["status"] == "ok")

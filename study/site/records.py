@@ -24,14 +24,20 @@ NAMES = {"margin": "margin of the tool names", "random": "a random number",
 
 
 def data(results: Path) -> dict[str, Any]:
-    """`z`, the normal quantile of every interval, and `entries`, see `entry`; largest n first.
+    """`z`, the normal quantile of every interval, and `entries`, see `entry`; those first of whose samples
+    most have an adapted answer, then the largest.
 
     results: folder with an exported run in each folder below.
     """
     folders = sorted(path.parent for path in results.rglob("header.json"))
     found = [e for folder in folders for e in entries(folder, str(folder.relative_to(results)))]
     z = float(special.ndtri((1 + statistics.LEVEL) / 2))
-    return {"z": z, "entries": sorted(found, key=lambda e: -len(e["base"]))}
+    return {"z": z, "entries": sorted(found, key=lambda e: (_share_made(e) < 0.8, -len(e["base"])))}
+
+
+def _share_made(entry: dict[str, Any]) -> float:
+    made: str = entry["adapted"]
+    return 1 - made.count("-") / len(made)
 
 
 def entries(folder: Path, name: str) -> Iterator[dict[str, Any]]:
