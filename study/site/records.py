@@ -32,7 +32,7 @@ def data(results: Path) -> dict[str, Any]:
     folders = sorted(path.parent for path in results.rglob("header.json"))
     found = [e for folder in folders for e in entries(folder, str(folder.relative_to(results)))]
     z = float(special.ndtri((1 + statistics.LEVEL) / 2))
-    return {"z": z, "entries": sorted(found, key=lambda e: (_share_made(e) < 0.8, -len(e["base"])))}
+    return {"z": z, "entries": sorted(found, key=lambda e: (_share_made(e) < 0.85, -len(e["base"])))}
 
 
 def _share_made(entry: dict[str, Any]) -> float:
