@@ -248,14 +248,11 @@ def outcome(test: Mapping[str, Any]) -> str:
 
 def _over_clusters(rows: pd.DataFrame, value: Callable[[Places], float]) -> dict[str, float]:
     """The interval of a value over draws of whole clusters: conversations, domains."""
-    clusters = list(zip(rows["benchmark"], rows["cluster"], strict=True))
     try:
-        values = [value(drawn) for drawn in statistics.cluster_draws(clusters)]
+        e = statistics.cluster_bootstrap(value, list(zip(rows["benchmark"], rows["cluster"], strict=True)))
     except TooFew:
         return {}
-    tail = (1 - statistics.LEVEL) / 2
-    low, high = np.nanquantile(values, [tail, 1 - tail])
-    return {"cluster_low": float(low), "cluster_high": float(high), "clusters": len(set(clusters))}
+    return {"cluster_low": e.low, "cluster_high": e.high, "clusters": e.n}
 
 
 def _cells(e: Estimate, scale: float) -> dict[str, float]:

@@ -6,7 +6,7 @@ seeds are averaged per sample first, so that more seeds never pass for more samp
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan, sqrt
 from typing import Any
@@ -20,6 +20,7 @@ Places = npt.NDArray[np.int64]
 
 LEVEL = 0.95  # of every interval
 RESAMPLES = 9999
+CLUSTER_DRAWS = 2000
 EXACT = 150  # samples up to which the power of a test is summed up, not approximated
 BOOTSTRAP_FROM_N = 50
 BOOTSTRAP_FROM_DISCORDANT = 10
@@ -206,41 +207,26 @@ def smallest_detectable(n: int, discordant: float, power: float = 0.8) -> float:
     return float(optimize.brentq(excess, 1e-9, 1.0)) if excess(1.0) > 0 else nan
 
 
-def cluster_bootstrap(values: npt.ArrayLike, clusters: Sequence[Hashable], seed: int = 0) -> Estimate:
-    """Mean of the values with a percentile interval from resampling whole clusters; seeded.
+def cluster_bootstrap(
+    value: Callable[[Places], float], clusters: Sequence[Hashable], seed: int = 0
+) -> Estimate:
+    """A value of samples with a percentile interval from resampling whole clusters; seeded.
 
-    `values`: one per sample (correct, or a paired difference); `clusters`: what each sample hangs
-    together with. Raises TooFew under 30 clusters, where such an interval is known to be too narrow.
-    """
-    v = np.asarray(values, dtype=float)
-    names = list(clusters)
-    if len(v) != len(names):
-        raise ValueError(f"{len(v)} values, {len(names)} clusters")
-    order = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    if len(order) < MIN_CLUSTERS:
-        raise TooFew(f"too few: {len(order)} clusters, a cluster bootstrap needs {MIN_CLUSTERS}")
-    index = np.array([order[name] for name in names])
-    sums, sizes = np.bincount(index, weights=v), np.bincount(index)
-    k = len(order)
-    draws = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), size=RESAMPLES)
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile((draws @ sums) / (draws @ sizes), [tail, 1 - tail])
-    return Estimate(float(v.mean()), float(low), float(high), k, "cluster bootstrap")
-
-
-def cluster_draws(clusters: Sequence[Hashable], draws: int = 2000, seed: int = 0) -> Iterator[Places]:
-    """Positions of the samples in draws of whole clusters with replacement; seeded.
-
-    Raises TooFew under 30 clusters, where intervals from such draws are known to be too narrow.
+    value: of the samples at these positions, which may come more than once; nan of a draw is left out.
+    clusters: what each sample hangs together with. Raises TooFew under 30 clusters, where such an interval is
+    known to be too narrow.
     """
     members: dict[Hashable, list[int]] = {}
     for position, name in enumerate(clusters):
         members.setdefault(name, []).append(position)
-    if len(members) < MIN_CLUSTERS:
-        raise TooFew(f"too few: {len(members)} clusters, a cluster bootstrap needs {MIN_CLUSTERS}")
+    k = len(members)
+    if k < MIN_CLUSTERS:
+        raise TooFew(f"too few: {k} clusters, a cluster bootstrap needs {MIN_CLUSTERS}")
     groups, rng = [np.array(m) for m in members.values()], np.random.default_rng(seed)
-    for _ in range(draws):
-        yield np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
+    drawn = (np.concatenate([groups[i] for i in rng.integers(k, size=k)]) for _ in range(CLUSTER_DRAWS))
+    tail = (1 - LEVEL) / 2
+    low, high = np.nanquantile([value(places) for places in drawn], [tail, 1 - tail])
+    return Estimate(value(np.arange(len(clusters))), float(low), float(high), k, "cluster bootstrap")
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
