@@ -880,7 +880,7 @@ def test_areas_are_compared_on_the_same_answers() -> None:
 
 
 def test_what_is_confirmed_is_the_whole_of_what_was_written_down() -> None:
-    counts = selective.PRIMARY | {"sealtool": 4}
+    counts = {**selective.PRIMARY.samples} | {"sealtool": 4}
     whole = pd.DataFrame(
         [
             {"benchmark": b, "sample": f"{b}-{i}", "likelihood": 0.5, "seed": 0}
@@ -909,3 +909,20 @@ def test_what_is_confirmed_is_the_whole_of_what_was_written_down() -> None:
         assert not selective.registered(profile | change, both)
     assert not selective.registered(profile, both.assign(dtype="bfloat16"))
     assert not selective.registered(profile, both.assign(mode="exact"))
+    assert not selective.registered(profile, both, selective.SECONDARY), "another model's"
+
+
+def test_the_secondary_set_is_another_model_on_one_benchmark() -> None:
+    asked, (n,) = selective.SECONDARY, selective.SECONDARY.samples.values()
+    base = pd.DataFrame({"benchmark": "sealtool", "sample": range(n), "likelihood": 0.5, "seed": 0})
+    base = base.assign(
+        inference="direct", status="ok", dtype="float32", mode="none", arm="base", adapted=False
+    )
+    both = pd.concat([base, base.assign(arm=selective.ADAPTED, mode="activated", adapted=True)])
+    assert selective.complete(both, base, asked) and not selective.complete(both, base)
+    assert selective.attempted(both.drop_duplicates("sample"), base, asked) == {"sealtool": 0}
+    full = load_profile("full")
+    larger = full.variant("larger").model_dump()
+    assert selective.registered(larger, both, asked) and not selective.registered(larger, both)
+    assert not selective.registered(full.model_dump(), both, asked)
+    assert not selective.registered(larger | {"benchmarks": {"sealtool": 100}}, both, asked)

@@ -69,6 +69,11 @@ def model_label(model: str) -> str:
     return MODELS.get(model, model)
 
 
+def size(model: str) -> str:
+    """The model's size, by its name's end: 1.5B."""
+    return model.rpartition("-")[2].upper()
+
+
 def arm_name(row: Mapping[str, Any]) -> str:
     """The arm, with the size of its training pool where it has one."""
     pool = row.get("pool_n")

@@ -6,7 +6,7 @@ Frames hold one row per sample. q: the likelihood of an answer, in [0, 1], under
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,17 @@ from study.analysis import statistics
 from study.analysis.detection import delong, pooled
 from study.analysis.statistics import Estimate, Floats, Places, TooFew
 
-PRIMARY = {"apibank": 526, "nexusraven": 318, "toolalpaca": 114, "bfcl": 300}
-"""Samples of the primary set, by docs/hypotheses.md."""
+
+class Asked(NamedTuple):
+    """A set that docs/hypotheses.md names: the model, and how many samples of which benchmarks."""
+
+    model: str
+    samples: Mapping[str, int]
+
+
+PRIMARY = Asked("qwen2.5-coder-0.5b", {"apibank": 526, "nexusraven": 318, "toolalpaca": 114, "bfcl": 300})
+SECONDARY = Asked("qwen2.5-coder-1.5b", {"sealtool": 294})
+SETS = {"primary": PRIMARY, "secondary": SECONDARY}
 SEEN = {"apibank": 100, "nexusraven": 60, "toolalpaca": 60, "bfcl": 100}
 """So many of their first samples were looked at before, in another precision."""
 ADAPTED = "tt_si_likelihood"
@@ -26,11 +35,11 @@ ADAPTED = "tt_si_likelihood"
 ALPHA = 0.05
 """Family-wise level of the three tests."""
 REGISTERED: dict[str, Any] = {
-    "model": "qwen2.5-coder-0.5b", "seeds": [0], "answer_opening": True, "layout": "native",
+    "seeds": [0], "answer_opening": True, "layout": "native",
     "tool_order": "shuffled", "k": 1, "filters": [], "epochs": 3, "learning_rate": 1e-4,
     "answer_temperature": 0,
 }  # fmt: skip
-"""Settings of a profile that it was written down for."""
+"""Settings of a profile, beside its model, that they were written down for."""
 KEYS = ["benchmark", "sample", "seed"]
 LIKELIHOODS = {
     "likelihood": "likelihood of the answer",
@@ -41,17 +50,18 @@ LIKELIHOODS = {
 """Columns of the scores, and what they are called."""
 
 
-def registered(profile: Mapping[str, Any], records: pd.DataFrame) -> bool:
+def registered(profile: Mapping[str, Any], records: pd.DataFrame, asked: Asked = PRIMARY) -> bool:
     """Whether a run, by its settings and its records' precision, is what the hypotheses were written for."""
-    counts = {b: n or PRIMARY[b] * (b != "bfcl") for b, n in profile["benchmarks"].items() if b in PRIMARY}
-    same = all(profile[name] == value for name, value in REGISTERED.items())
-    adapted = records[records["benchmark"].isin(PRIMARY) & (records["arm"] == ADAPTED)]
+    wanted = {b: n for b, n in profile["benchmarks"].items() if b in asked.samples}
+    counts = {b: n or asked.samples[b] * (b != "bfcl") for b, n in wanted.items()}
+    same = all(profile[name] == value for name, value in {**REGISTERED, "model": asked.model}.items())
+    adapted = records[records["benchmark"].isin(asked.samples) & (records["arm"] == ADAPTED)]
     same &= set(adapted["mode"]) <= {"activated"} and set(records["dtype"]) == {"float32"}
-    return same and counts == PRIMARY
+    return same and counts == asked.samples
 
 
-def attempted(records: pd.DataFrame, scores: pd.DataFrame) -> dict[str, int]:
-    """By benchmark of the primary set: samples with all that the hypotheses ask, failures among it too.
+def attempted(records: pd.DataFrame, scores: pd.DataFrame, asked: Asked = PRIMARY) -> dict[str, int]:
+    """By benchmark of the set: samples with all that the hypotheses ask, failures among it too.
 
     That is a base outcome with its q, the margin, and an adapted outcome where q < ½, with its own.
     """
@@ -63,22 +73,22 @@ def attempted(records: pd.DataFrame, scores: pd.DataFrame) -> dict[str, int]:
         own = direct[direct["arm"] == arm]
         lacking = own["adapted"].astype(bool) & own["likelihood"].isna() & (own["status"] == "ok")
         both &= _samples(own[~lacking])
-    return {name: sum(benchmark == name for benchmark, _ in both) for name in PRIMARY}
+    return {name: sum(benchmark == name for benchmark, _ in both) for name in asked.samples}
 
 
 def _samples(rows: pd.DataFrame) -> set[tuple[str, str]]:
     return set(zip(rows["benchmark"], rows["sample"], strict=True))
 
 
-def failures(records: pd.DataFrame) -> int:
-    """Samples of the primary set that the machine failed at."""
-    of = records["benchmark"].isin(PRIMARY) & records["arm"].isin(["base", ADAPTED])
+def failures(records: pd.DataFrame, asked: Asked = PRIMARY) -> int:
+    """Samples of the set that the machine failed at."""
+    of = records["benchmark"].isin(asked.samples) & records["arm"].isin(["base", ADAPTED])
     return len(_samples(records[of & (records["status"] == "error")]))
 
 
-def complete(records: pd.DataFrame, scores: pd.DataFrame) -> bool:
-    """Whether the primary set is there, so that the tests are those that were written down."""
-    return attempted(records, scores) == PRIMARY
+def complete(records: pd.DataFrame, scores: pd.DataFrame, asked: Asked = PRIMARY) -> bool:
+    """Whether the set is there, so that the tests are those that were written down."""
+    return attempted(records, scores, asked) == asked.samples
 
 
 def unseen(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:

@@ -150,22 +150,25 @@ def _threshold(table: pd.DataFrame, folder: Path) -> str:
 
 def _selective(table: pd.DataFrame, folder: Path) -> str:
     said = []
-    for benchmark, rows in table.groupby("benchmark", sort=False):
+    own = table["model"].iloc[0]
+    for (model, benchmark), rows in table.groupby(["model", "benchmark"], sort=False):
         of = {r["rule"]: r for r in look.rows_of(rows)}
-        if (own := of.get("q < ½, surer")) is None:
+        if (rule := of.get("q < ½, surer")) is None:
             continue
-        paper = next((r for rule, r in of.items() if rule.startswith("margin") and "surer" not in rule), None)
+        paper = next((r for name, r in of.items() if name.startswith("margin") and "surer" not in name), None)
         beside = f"; the paper's rule {look.spread(paper, 'difference', sign='+')}" if paper else ""
-        changed = f"{own['gained']:g} gained, {own['lost']:g} lost, n = {own['n']:g}"
-        gain = look.spread(own, "difference", sign="+")
-        said.append(f"{look.label(str(benchmark))}: {gain} points against base, {changed}{beside}")
+        changed = f"{rule['gained']:g} gained, {rule['lost']:g} lost, n = {rule['n']:g}"
+        gain = look.spread(rule, "difference", sign="+")
+        name = look.label(str(benchmark)) + f", {look.size(str(model))}" * (model != own)
+        said.append(f"{name}: {gain} points against base, {changed}{beside}")
     return _sentence(*said)
 
 
 def _hypotheses(table: pd.DataFrame, folder: Path) -> str:
     tested = table[table["set"].str.startswith("confirmatory")]
     return _sentence(*(
-        f"{r['hypothesis']}, {r['what']}: {look.spread(r, 'value', sign='+' * (r['hypothesis'] != 'H3'))}, "
+        f"{r['set'].removeprefix('confirmatory: ')}, {r['hypothesis']}, {r['what']}: "
+        f"{look.spread(r, 'value', sign='+' * (r['hypothesis'] != 'H3'))}, "
         f"n = {r['n']:g}, p = {r['p_holm']:.2g} after Holm, {selective.outcome(r)}"
         for r in look.rows_of(tested)
     ))  # fmt: skip
