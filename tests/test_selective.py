@@ -21,6 +21,7 @@ def rows(arm: str, mode: str, q: list[float], right: list[int | None], margin: f
         "inference": "direct", "status": "ok", "cluster": [f"c{i}" for i in range(n)], "n_tools": 3,
         "likelihood": q, "correct": [bool(x) for x in right], "code": "ok", "margin": margin,
         "adapted": [x is not None and arm != "base" for x in right],
+        "seconds_h": 1.0, "seconds_g": 10.0, "seconds_t": 100.0, "seconds_answer": 1000.0,
     })  # fmt: skip
 
 
@@ -80,6 +81,10 @@ def test_adapting_where_q_is_small_is_all_that_the_hypotheses_ask() -> None:
     judged = selective.rules(few, full, tau=0.95)
     assert judged["q < ½"]["correct"].tolist() == [True, False, True, True, False, False]
     assert judged["q < ½, surer"]["correct"].tolist() == [True, True, True, False, False, False]
+    base, h, more, unmade = 1000, 1, 1110, 110
+    assert judged["q < ½"]["took"].tolist() == [base] + [base + more] * 4 + [base + unmade]
+    assert judged["margin < 0.95"]["took"].tolist() == [base + h + more] * 5 + [base + h + unmade]
+    assert judged["q < ½, surer"]["asked"].tolist() == unsure.tolist() and judged["all"]["asked"].all()
     assert judged["all"]["correct"].equals(judged["margin < 0.95"]["correct"]), "all margins are 0.5"
     assert len(selective.rules(few, full.head(2))["all"]) == 2, "judged where all were adapted"
 

@@ -113,15 +113,19 @@ def pairs(
     adapter: the arm whose adapted answers are meant. A sample without an adapted answer (no example, training
     diverged, or certain by the arm's H) has NaN there: nothing can be accepted. Machine failures are left
     out. scores: where the margin is from, and q where a record has none as its text wasn't exported; by
-    default the margin is from the arm, NaN where that asks for none.
+    default the margin is from the arm, NaN where that asks for none. Seconds: `seconds` of the base answer,
+    `seconds_h` of the arm's H, `seconds_more` of G, T and the adapted answer.
     """
     direct = records[(records["inference"] == "direct") & (records["status"] == "ok")]
     base = direct[direct["arm"] == "base"]
     other = direct[direct["arm"] == adapter]
     other = other[other["mode"] == mode] if mode else other
     columns = {"likelihood": "q", "correct": "right", "code": "code"}
-    left = base[[*KEYS, "cluster", "n_tools", *columns]].rename(columns=columns)
-    right = other[[*KEYS, "margin", "adapted", *columns]].rename(columns=columns)
+    left = base[[*KEYS, "cluster", "n_tools", "seconds_answer", *columns]]
+    left = left.rename(columns=columns | {"seconds_answer": "seconds"})
+    answer = other["seconds_answer"].where(other["adapted"].astype(bool), 0)
+    other = other.assign(seconds_more=other["seconds_g"] + other["seconds_t"] + answer)
+    right = other[[*KEYS, "margin", "adapted", "seconds_h", "seconds_more", *columns]].rename(columns=columns)
     table = left.merge(right, on=KEYS, suffixes=("", "_adapted"), validate="one_to_one")
     table = table.rename(columns={f"{c}_adapted": f"adapted_{c}" for c in columns.values()})
     table["right"] = table["right"].astype(bool)
@@ -291,10 +295,11 @@ def risk_coverage(certainty: pd.Series, right: pd.Series) -> pd.DataFrame:
 def rules(
     table: pd.DataFrame, everyone: pd.DataFrame | None = None, tau: float = 0.95
 ) -> dict[str, pd.DataFrame]:
-    """By rule, the rows that it is judged on, with its verdict as `correct`.
+    """By rule, the rows that it is judged on: its verdict as `correct`, `asked` to adapt or not, `took`.
 
-    Rules of q are judged on `table`, which has adapted answers where q < ½; the others on `everyone`, the
-    samples that were adapted to whatever H says, by default `table` too.
+    took: seconds of all that the rule needs of a sample, its whole base answer too, which has paid the pass
+    over the prompt. Rules of q are judged on `table`, which has adapted answers where q < ½; the others on
+    `everyone`, the samples that were adapted to whatever H says, by default `table` too.
     """
     everyone = table if everyone is None else everyone
     asked: Mapping[str, tuple[pd.DataFrame, pd.Series | bool]] = {
@@ -303,7 +308,12 @@ def rules(
         "all": (everyone, True),
     }
     return {
-        f"{name}{', surer' * surer}": rows.assign(correct=chosen(rows, mask, surer), status="ok")
+        f"{name}{', surer' * surer}": rows.assign(
+            correct=chosen(rows, mask, surer),
+            status="ok",
+            asked=mask,
+            took=rows["seconds"] + rows["seconds_h"] * ("margin" in name) + rows["seconds_more"] * mask,
+        )
         for name, (rows, mask) in asked.items()
         for surer in (False, True)
     }
