@@ -48,6 +48,12 @@ def pack(model: Any, weights: Sequence[FrozenWeight], wanted: bool | None) -> No
             list(pool.map(FrozenWeight.pack, weights))
 
 
+def prefixes_kept(device: torch.device) -> int:
+    """Bytes of prefixes to keep: were it fewer than a group's, each stage would read every prompt again."""
+    most = 4 << 30
+    return most if device.type == "cuda" else min(most, max(1 << 30, _free_memory() // 8))
+
+
 def skip_unread(block: Any) -> Any:
     """The last layer's feed-forward block, made to compute only the tokens from `block.read_from` on.
 

@@ -19,7 +19,7 @@ from ttsi.engines.base import EngineError, Prompt, Request, native_dtype
 from ttsi.engines.cache import KeyValues, PrefixCache, RowCache
 from ttsi.engines.chat import Chat, ChatEngine, Encoded
 from ttsi.engines.decoding import Decoder, chunks, log_probs
-from ttsi.engines.loading import check_head, load, skip_unread
+from ttsi.engines.loading import check_head, load, prefixes_kept, skip_unread
 from ttsi.engines.loading import pack as pack_weights
 from ttsi.engines.lora import Adapter, FrozenWeight, LabelLoss, LoraLayers
 from ttsi.types import Generation, Sampling, Scored
@@ -48,7 +48,7 @@ class TorchEngine(ChatEngine):
     dtype: "auto", "float32" or "bfloat16"; adapters and their optimisers are float32 always.
     rows: replies in flight at a time, by default all that are asked for. In float32 only: in bfloat16, where
         the shape of a batch can turn a near-tie, all that are asked for together are decoded together.
-    prefix_limit: bytes of prefix key-values to keep; by default 4 GiB on a GPU and 1 GiB on a CPU.
+    prefix_limit: bytes of prefix key-values to keep; by default 4 GiB, on a CPU 1 to 4 (`prefixes_kept`).
     drafts: whether drafted decoding is on; it changes the speed, not the text (float32).
     pack: see `FrozenWeight`: twice the speed where reading weights is what takes the time, for as much
         memory again. By default on a CPU in float32 if a quarter of the free memory holds the weights.
@@ -87,7 +87,7 @@ class TorchEngine(ChatEngine):
         self._nothing: KeyValues = [(empty, empty)] * config.num_hidden_layers
         self.window: int | None = getattr(config, "sliding_window", None)
         """Tokens that a layer with a sliding window sees; None = there are no such layers."""
-        self.prefixes = PrefixCache(prefix_limit or (4 << 30 if self.device.type == "cuda" else 1 << 30))
+        self.prefixes = PrefixCache(prefix_limit or prefixes_kept(self.device))
         self.rows, self.drafts = rows, drafts
         self.counters = Counters()
         self._mask4d = torch.zeros(1, 1, 1, 1, device=self.device)
