@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from study.analysis import detection, selective
+from study.analysis import acceptance, detection, selective
 from study.analysis.statistics import TooFew
 
 
@@ -59,11 +59,39 @@ def test_the_hypotheses_by_hand() -> None:
         ("H2", -3.0, 0.01, "the opposite holds"),
         ("H3", 0.5, 0.01, "the opposite holds"),
         ("H3", 2.0, 0.01, "holds"),
+        ("H5", 60.0, 0.01, "holds"),
+        ("H5", 40.0, 0.01, "the opposite holds"),
         ("H2", 3.0, float("nan"), ""),
     ],
 )
 def test_what_a_test_says(hypothesis: str, value: float, p_holm: float, says: str) -> None:
     assert selective.outcome({"hypothesis": hypothesis, "value": value, "p_holm": p_holm}) == says
+
+
+def test_how_much_likelier_by_hand() -> None:
+    """q′ / q of the four verdicts that change where q < ½: lost .75, gained 2 and .5, lost 5."""
+    table = selective.pairs(pd.concat([BASE, ALL]))
+    swept = acceptance.by_factor(table, [0, 0.4, 1, 2, 6]).set_index("factor")
+    assert swept["gained"].tolist() == [2, 2, 1, 0, 0], "q′ = 2q isn't more than twice as likely"
+    assert swept["lost"].tolist() == [2, 2, 1, 1, 0]
+    found = acceptance.hypotheses(table).set_index("hypothesis")
+    assert found.loc["H4", ["gained", "lost", "n"]].tolist() == [0, 1, 6]
+    assert found.loc["H5", ["gained", "lost", "n", "value"]].tolist() == [2, 2, 4, 25.0]
+    assert (found["p_holm"] == 1).all()
+    unread = table.assign(q=table["q"].where(table.index != 2, 0))
+    assert acceptance.hypotheses(unread).set_index("hypothesis").loc["H5", "value"] == 50, "0 → .6: the most"
+
+
+def test_a_factor_that_tells_gains_from_losses_is_found() -> None:
+    table = many().assign(q=lambda t: t["q"].clip(0.01))
+    gain = table["adapted_right"].astype(bool) & ~table["right"]
+    apart = table.assign(adapted_q=table["q"] * np.where(gain, 4, 1.2))
+    found = acceptance.hypotheses(apart).set_index("hypothesis")
+    assert found.loc["H4", "lost"] == 0 and found.loc["H4", "gained"] == (gain & (apart["q"] < 0.5)).sum()
+    assert found.loc["H5", "value"] == 100 and (found["p_holm"] < 0.01).all()
+    alike = table.assign(adapted_q=table["q"] * (1 + np.random.default_rng(0).random(len(table))))
+    blind = acceptance.hypotheses(alike).set_index("hypothesis").loc["H5"]
+    assert 35 < blind["value"] < 65 and blind["p"] > 0.05 and blind["value_low"] < 50 < blind["value_high"]
 
 
 def test_adapting_where_q_is_small_is_all_that_the_hypotheses_ask() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -117,7 +118,12 @@ def text(value: Any) -> str:
 def texts(*columns: Iterable[Any], form: str = "") -> list[str]:
     """Cells for reading, each as `text` has it, or its row's values put into `form`; empty for nothing."""
     rows = zip(*columns, strict=True)
-    return ["" if any(map(pd.isna, r)) else form.format(*r) if form else text(r[0]) for r in rows]
+    return ["" if any(map(pd.isna, r)) else _minus(form.format(*r)) if form else text(r[0]) for r in rows]
+
+
+def _minus(said: str) -> str:
+    """The sign of numbers as the other cells have it, that of exponents left alone."""
+    return re.sub(r"(?<!\w)-(?=\d)", "−", said)
 
 
 def bracket(value: float, low: float, high: float, digits: int = 1, sign: str = "") -> str:

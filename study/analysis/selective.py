@@ -40,6 +40,8 @@ REGISTERED: dict[str, Any] = {
     "answer_temperature": 0,
 }  # fmt: skip
 """Settings of a profile, beside its model, that they were written down for."""
+NOTHING = {"H3": 1, "H5": 50}
+"""What a hypothesis's value is if there is nothing in it, where that isn't 0: odds, an area in hundredths."""
 KEYS = ["benchmark", "sample", "seed"]
 LIKELIHOODS = {
     "likelihood": "likelihood of the answer",
@@ -139,28 +141,16 @@ def pairs(
     return table
 
 
-def chosen(table: pd.DataFrame, adapt: pd.Series | bool, surer: bool) -> pd.Series:
+def chosen(table: pd.DataFrame, adapt: pd.Series | bool, surer: float) -> pd.Series:
     """Whether each sample is answered right if those in `adapt` take their adapted answer.
 
-    surer: only if it is likelier to the adapted model than the base answer was to the base model.
+    surer: only if it is so many times likelier to the adapted model than the base answer was to the base
+    model; 0: always.
     """
     takes = pd.Series(adapt, index=table.index) & table["adapted_right"].notna()
     if surer:
-        takes &= (table["adapted_q"] > table["q"]).fillna(False)
+        takes &= (table["adapted_q"] > surer * table["q"]).fillna(False)
     return table["right"].where(~takes, table["adapted_right"].fillna(False).astype(bool))
-
-
-ACCEPTED = ["n", "accepted", "gained", "lost", "gains_refused", "losses_refused"]
-
-
-def acceptance(table: pd.DataFrame) -> dict[str, int]:
-    """`ACCEPTED`: adapted answers, those that are likelier, and the verdicts that change with either."""
-    tried = table[table["adapted_right"].notna() & table["q"].notna()]
-    kept = tried["adapted_q"] > tried["q"]
-    now = tried["adapted_right"].astype(bool)
-    gain, loss = now & ~tried["right"], ~now & tried["right"]
-    counts = (kept, gain & kept, loss & kept, gain & ~kept, loss & ~kept)
-    return dict(zip(ACCEPTED, (len(tried), *(int(c.sum()) for c in counts)), strict=True))
 
 
 def hypotheses(table: pd.DataFrame) -> pd.DataFrame:
@@ -170,8 +160,8 @@ def hypotheses(table: pd.DataFrame) -> pd.DataFrame:
     resampling those too (`cluster_low`, `cluster_high`). H1 leaves out benchmarks with fewer than 10 right or
     wrong answers or an area without variance, and names those that are in it; without any its p is 1.
     """
-    rows = table.reset_index(drop=True)
-    out = pd.DataFrame([_h1(rows), _h2(rows), _h3(rows)])
+    rows, h2 = table.reset_index(drop=True), {"hypothesis": "H2", "what": "selective − base"}
+    out = pd.DataFrame([_h1(rows), h2 | against_base(rows), _h3(rows)])
     out["p_holm"] = out.index.map(statistics.holm(out["p"].to_dict()))
     return out
 
@@ -197,14 +187,14 @@ def _h1(rows: pd.DataFrame) -> dict[str, Any]:
         total = 0.0
         for name, weight in weights.items():
             own = drawn[places[name][drawn]]
-            total += weight * (_auc(q[own], right[own]) - _auc(margin[own], right[own]))
+            total += weight * (ranked(q[own], right[own]) - ranked(margin[own], right[own]))
         return 100 * total / sum(weights.values())
 
     area, p = pooled(list(areas.values()))
-    return said | {"p": p} | _cells(area, 100) | _over_clusters(rows, value)
+    return said | {"p": p} | cells(area, 100) | over_clusters(rows, value)
 
 
-def _auc(score: Floats, right: npt.NDArray[np.bool_]) -> float:
+def ranked(score: Floats, right: npt.NDArray[np.bool_]) -> float:
     """Share of (right, wrong) pairs in which the right one scores higher, ties counting half."""
     n = int(right.sum())
     if n in (0, len(right)):
@@ -212,16 +202,16 @@ def _auc(score: Floats, right: npt.NDArray[np.bool_]) -> float:
     return float((stats.rankdata(score)[right].sum() - n * (n + 1) / 2) / (n * (len(right) - n)))
 
 
-def _h2(rows: pd.DataFrame) -> dict[str, Any]:
-    """Selective TT-SI against base, in points."""
-    selective = chosen(rows, rows["q"] < 0.5, True)
+def against_base(rows: pd.DataFrame, surer: float = 1) -> dict[str, Any]:
+    """Selective TT-SI, whose adapted answers have to be `surer` times likelier, against base, in points."""
+    selective = chosen(rows, rows["q"] < 0.5, surer)
     paired = statistics.paired(rows["right"], selective)
     gain = 100 * (selective.astype(float) - rows["right"].astype(float)).to_numpy()
     return (
-        {"hypothesis": "H2", "what": "selective − base", "p": paired.p}
-        | _cells(paired.difference, 100)
+        {"p": paired.p}
+        | cells(paired.difference, 100)
         | {"gained": paired.gained, "lost": paired.lost}
-        | _over_clusters(rows, lambda drawn: float(gain[drawn].mean()))
+        | over_clusters(rows, lambda drawn: float(gain[drawn].mean()))
     )
 
 
@@ -247,7 +237,7 @@ def _h3(rows: pd.DataFrame) -> dict[str, Any]:
         {"hypothesis": "H3", "what": "odds that acceptance keeps gains rather than losses"}
         | {"value": fisher.statistic, "p": float(fisher.pvalue), "n": int(found.sum())}
         | dict(zip(names, map(int, found), strict=True))
-        | _over_clusters(rows, odds)
+        | over_clusters(rows, odds)
     )
 
 
@@ -257,10 +247,10 @@ def outcome(test: Mapping[str, Any]) -> str:
         return ""
     if test["p_holm"] >= ALPHA:
         return "not shown"
-    return "holds" if test["value"] > (1 if test["hypothesis"] == "H3" else 0) else "the opposite holds"
+    return "holds" if test["value"] > NOTHING.get(test["hypothesis"], 0) else "the opposite holds"
 
 
-def _over_clusters(rows: pd.DataFrame, value: Callable[[Places], float]) -> dict[str, float]:
+def over_clusters(rows: pd.DataFrame, value: Callable[[Places], float]) -> dict[str, float]:
     """The interval of a value over draws of whole clusters: conversations, domains."""
     try:
         e = statistics.cluster_bootstrap(value, list(zip(rows["benchmark"], rows["cluster"], strict=True)))
@@ -269,7 +259,7 @@ def _over_clusters(rows: pd.DataFrame, value: Callable[[Places], float]) -> dict
     return {"cluster_low": e.low, "cluster_high": e.high, "clusters": e.n}
 
 
-def _cells(e: Estimate, scale: float) -> dict[str, float]:
+def cells(e: Estimate, scale: float) -> dict[str, float]:
     return {"value": scale * e.value, "value_low": scale * e.low, "value_high": scale * e.high, "n": e.n}
 
 

@@ -19,7 +19,7 @@ from study.analysis.figures.results import (
     figure_controls,
     main_results_figure,
 )
-from study.analysis.figures.selective import figure_selective
+from study.analysis.figures.selective import figure_acceptance, figure_selective
 from study.analysis.figures.style import COLOURS, save_figure, style
 from study.analysis.figures.synthetic import figure5_embeddings
 
@@ -31,6 +31,7 @@ __all__ = [
     "figure4_estimator",
     "figure4_rivals",
     "figure5_embeddings",
+    "figure_acceptance",
     "figure_break_even",
     "figure_controls",
     "figure_costs",

@@ -49,3 +49,32 @@ def figure_selective(
         below[0].set_ylabel("wrong among kept")
         below[0].legend(loc="upper left")
     return figure
+
+
+def figure_acceptance(changed: Mapping[str, pd.DataFrame], factor: float) -> Figure:
+    """By set, how much likelier the adapted answers are that gain and that lose: of `acceptance.changed`."""
+    caption = (
+        "Adapted answers where q < ½ that change the verdict. q′ / q: how many times likelier the adapted "
+        "answer is to its model than the base answer to its own; beyond the frame at its edge. Selective "
+        f"TT-SI refuses what is left of 1; the dashed line is at {factor:g}."
+    )
+    least, most = 1 / 8, 64
+    with style():
+        figure, [[axes]] = panels(1, [1], 0.35 + 0.42 * len(changed), caption, left=1.3)
+        for row, rows in enumerate(changed.values()):
+            for gained, colour, side in ((True, ARMS["tt_si"], -1), (False, ARMS["tt_d"], 1)):
+                own = np.sort(rows.loc[rows["gained"] == gained, "raised"].clip(least, most))
+                spread = 0.06 + 0.05 * (np.arange(len(own)) % 6)
+                axes.plot(
+                    own, row + side * spread, "o", ms=2.5, color=colour, mew=0, alpha=0.8,
+                    label=("gained" if gained else "lost") if not row else None,
+                )  # fmt: skip
+        for at, dash in ((1, "-"), (factor, "--")):
+            axes.axvline(at, color=NEUTRAL, lw=0.8, ls=dash, zorder=0)
+        axes.set_xscale("log", base=2)
+        ticks = [least, 0.25, 0.5, 1, 2, 4, 8, 16, 32, most]
+        axes.set(xlim=(least * 0.85, most * 1.2), ylim=(len(changed) - 0.5, -0.5), xlabel="q′ / q")
+        axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axes.set_yticks(range(len(changed)), list(changed))
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0)
+    return figure
