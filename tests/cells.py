@@ -27,10 +27,11 @@ class Run:
         of = {"name": "cpu", "benchmarks": dict.fromkeys(records.get("benchmark", ["sealtool"]))}
         of |= {k: v for k, v in other.items() if k in type(load_profile("cpu")).model_fields}
         self.profile = load_profile("cpu").model_copy(update={"variants": {}} | of)
-        self.own = "" if variant is None else variant
+        self.variant_name = "" if variant is None else variant
 
     def variant(self, name: str) -> Run:
-        return Run(self.all, self.other, name)
+        settings = {k: v for k, v in self.profile.variants.get(name, {}).items() if k != "arms"}
+        return Run(self.all, {**self.other, **settings, "variants": {}}, name)
 
     def everything(self) -> Run:
         return self
@@ -42,7 +43,7 @@ class Run:
 
     def records(self, arms: Any = None) -> pd.DataFrame:
         made = whole(self.all, frames.RECORDS)
-        mine = made[made["variant"] == self.own]
+        mine = made[made["variant"] == self.variant_name]
         return mine[mine["arm"].isin(arms)] if arms else mine
 
     def score(self) -> None: ...
@@ -61,7 +62,7 @@ class Run:
 
     def _frame(self, name: str, columns: Sequence[str]) -> pd.DataFrame:
         made: pd.DataFrame = self.other.get(name, pd.DataFrame())
-        return whole(made, columns)
+        return whole(made[made["variant"] == self.variant_name] if "variant" in made else made, columns)
 
     def samples(self, benchmark: str, seed: int = 0) -> list[Any]:
         return list(self.other.get("asked", ()))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from cells import played
 from scipy import stats
 
 from study.analysis import acceptance, detection, selective
@@ -77,7 +79,7 @@ def test_how_much_likelier_by_hand() -> None:
     found = acceptance.hypotheses(table).set_index("hypothesis")
     assert found.loc["H4", ["gained", "lost", "n"]].tolist() == [0, 1, 6]
     assert found.loc["H5", ["gained", "lost", "n", "value"]].tolist() == [2, 2, 4, 25.0]
-    assert (found["p_holm"] == 1).all()
+    assert found["p_holm"].tolist()[:2] == [1, 1] and found["p"].isna().tolist() == [False, False, True]
     unread = table.assign(q=table["q"].where(table.index != 2, 0))
     assert acceptance.hypotheses(unread).set_index("hypothesis").loc["H5", "value"] == 50, "0 → .6: the most"
 
@@ -88,7 +90,7 @@ def test_a_factor_that_tells_gains_from_losses_is_found() -> None:
     apart = table.assign(adapted_q=table["q"] * np.where(gain, 4, 1.2))
     found = acceptance.hypotheses(apart).set_index("hypothesis")
     assert found.loc["H4", "lost"] == 0 and found.loc["H4", "gained"] == (gain & (apart["q"] < 0.5)).sum()
-    assert found.loc["H5", "value"] == 100 and (found["p_holm"] < 0.01).all()
+    assert found.loc["H5", "value"] == 100 and (found.loc[["H4", "H5"], "p_holm"] < 0.01).all()
     alike = table.assign(adapted_q=table["q"] * (1 + np.random.default_rng(0).random(len(table))))
     blind = acceptance.hypotheses(alike).set_index("hypothesis").loc["H5"]
     assert 35 < blind["value"] < 65 and blind["p"] > 0.05 and blind["value_low"] < 50 < blind["value_high"]
@@ -172,6 +174,55 @@ def test_q_is_the_scores_where_a_record_has_none() -> None:
 def test_a_failure_of_the_machine_is_no_answer() -> None:
     failed = ALL.assign(status=["ok", "error", *["ok"] * 4])
     assert "s1" not in set(selective.pairs(pd.concat([BASE, failed]))["sample"])
+
+
+SECOND = {"model": selective.SECONDARY.model, "variant": "larger"}
+
+
+def run_of(seconds: int, **change: Any) -> dict[str, Any]:
+    """Notebook 11 over 40 samples of one model and `seconds` of the larger one, as far as its words."""
+    rng, parts, known = np.random.default_rng(7), [], []
+    for n, of in ((40, {"model": "qwen2.5-coder-0.5b", "variant": ""}), (seconds, SECOND)):
+        q, right = rng.random(n), (rng.random(n) < 0.5).astype(int)
+        after = [int(x) if p < 0.5 else None for x, p in zip(rng.random(n) < 0.5, q, strict=True)]
+        base = rows("base", "none", q.tolist(), right.tolist())
+        adapted = rows(selective.ADAPTED, "activated", rng.random(n).tolist(), after)
+        both = pd.concat([base, adapted]).assign(benchmark="sealtool", dtype="float32", **of)
+        parts, known = [*parts, both], [*known, both[both["arm"] == "base"]]
+    profile = {"benchmarks": {"sealtool": None}, "answer_opening": True, "modes": {"default": ["activated"]},
+               "variants": {"larger": {"model": SECOND["model"]}}, "scores": pd.concat(known)}  # fmt: skip
+    return played("11", pd.concat(parts), "", profile | change)
+
+
+def test_a_set_is_tested_once_when_it_is_whole() -> None:
+    found = run_of(294)
+    assert list(found["complete"]) == ["secondary"] and found["lacking"] == []
+    seen = (("tests", "H1", 3, "exploratory: SealTool"), ("more", "H4", 2, "described: SealTool"))
+    for name, first, count, other in seen:
+        table = found[name]
+        sure = table[table["set"] == "confirmatory: the secondary set"]
+        assert sure["hypothesis"].iloc[0] == first and sure["p_holm"].notna().sum() == count
+        assert set(table["set"]) == {"confirmatory: the secondary set", other}
+    assert found["more"].set_index("set").loc["described: SealTool", "p"].isna().all(), "found there"
+    assert "the secondary set**, H4" in found["said"]
+
+
+@pytest.mark.parametrize("seconds", [293, 0])
+def test_of_a_part_of_a_set_nothing_is_said(seconds: int) -> None:
+    found = run_of(seconds)
+    assert found["complete"] == {} and set(found["answered"]["model"]) == {"qwen2.5-coder-0.5b"}
+    assert found["lacking"] == ([f"SealTool, 1.5B {seconds} of 294"] if seconds else [])
+    assert set(found["tests"]["set"]) == {"exploratory: SealTool"} and list(found["groups"]) == ["SealTool"]
+    assert ("1.5B" in found["said"]) == bool(seconds)
+
+
+def test_another_run_of_the_larger_model_is_not_the_set() -> None:
+    found = run_of(294, k=2)
+    assert found["complete"] == {} and found["lacking"] == [] and len(found["runs"]) == 1
+
+
+def test_notebook_11_without_rows() -> None:
+    assert "Nothing: no likelihood" in played("11", pd.DataFrame())["said"]
 
 
 def scores(seed: int, n: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

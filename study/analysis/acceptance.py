@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from study.analysis import selective, statistics
-from study.analysis.detection import auc
+from study.analysis.detection import auc, delong
 from study.analysis.statistics import Places, TooFew
 
 FACTOR = 2.0
@@ -23,7 +23,7 @@ ACCEPTED = ["n", "accepted", "gained", "lost", "gains_refused", "losses_refused"
 
 def acceptance(table: pd.DataFrame) -> dict[str, int]:
     """`ACCEPTED`: adapted answers, those that are likelier, and the verdicts that change with either."""
-    tried = table[table["adapted_right"].notna() & table["q"].notna()]
+    tried = table[table["adapted_right"].notna() & table["q"].notna() & table["adapted_q"].notna()]
     kept = tried["adapted_q"] > tried["q"]
     now = tried["adapted_right"].astype(bool)
     gain, loss = now & ~tried["right"], ~now & tried["right"]
@@ -38,8 +38,9 @@ def by_factor(table: pd.DataFrame, factors: Sequence[float]) -> pd.DataFrame:
     """
     rows = []
     for c in factors:
-        paired = selective.against_base(table, c)
-        rows.append({"factor": c} | {k: v for k, v in paired.items() if not k.startswith("cluster")})
+        paired = statistics.paired(table["right"], selective.chosen(table, table["q"] < 0.5, c))
+        counts = {"factor": c, "gained": paired.gained, "lost": paired.lost}
+        rows.append(counts | selective.cells(paired.difference, 100))
     return pd.DataFrame(rows)
 
 
@@ -47,12 +48,13 @@ def hypotheses(table: pd.DataFrame) -> pd.DataFrame:
     """H4 and H5 of docs/hypotheses.md over all of the samples, one row each, `p_holm` over the two.
 
     Values and intervals as in `selective.hypotheses`; H5's is an area in hundredths, 50 if there is nothing.
+    Two more rows, described and without p, say how much of H5 is q alone: small where there is much to gain.
     """
     rows = table.reset_index(drop=True)
     h4 = {"hypothesis": "H4", "what": f"selective, q′ > {FACTOR:g}q − base"}
     out = pd.DataFrame([h4 | selective.against_base(rows, FACTOR), _h5(rows)])
     out["p_holm"] = out.index.map(statistics.holm(out["p"].to_dict()))
-    return out
+    return pd.concat([out, pd.DataFrame(_beside(rows))], ignore_index=True)
 
 
 def changed(table: pd.DataFrame) -> pd.DataFrame:
@@ -61,10 +63,10 @@ def changed(table: pd.DataFrame) -> pd.DataFrame:
     From q = 0, an answer without a readable call, `raised` is infinite.
     """
     always = selective.chosen(table, table["q"] < 0.5, 0)
-    rows = table[always != table["right"]]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    rows = table[(always != table["right"]) & table["adapted_q"].notna()]
+    with np.errstate(divide="ignore"):
         raised = np.divide(rows["adapted_q"].to_numpy(float), rows["q"].to_numpy(float))
-    return rows.assign(raised=np.where(np.isnan(raised), 1.0, raised), gained=~rows["right"])
+    return rows.assign(raised=raised, gained=~rows["right"])
 
 
 def _h5(rows: pd.DataFrame) -> dict[str, Any]:
@@ -87,3 +89,18 @@ def _h5(rows: pd.DataFrame) -> dict[str, Any]:
     except TooFew:
         found = {"value": area(np.arange(len(rows)))}
     return said | found | selective.over_clusters(rows, area)
+
+
+def _beside(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """What is left of H5 without base answers that had no likelihood, and over −q as the detector."""
+    of = changed(rows)
+    read = _h5(rows[~rows.index.isin(of.index[of["q"] == 0])].reset_index(drop=True))
+    told = [read | {"hypothesis": "H5, q > 0"}]
+    try:
+        more = delong(stats.rankdata(of["raised"]).tolist(), (-of["q"]).tolist(), of["gained"].tolist())
+        told.append(
+            {"hypothesis": "beside H5", "what": "AUC of q′ / q − AUC of −q"} | selective.cells(more, 100)
+        )
+    except TooFew:
+        pass
+    return [{k: v for k, v in row.items() if k != "p"} for row in told]

@@ -27,17 +27,23 @@ class Asked(NamedTuple):
 
 PRIMARY = Asked("qwen2.5-coder-0.5b", {"apibank": 526, "nexusraven": 318, "toolalpaca": 114, "bfcl": 300})
 SECONDARY = Asked("qwen2.5-coder-1.5b", {"sealtool": 294})
-SETS = {"primary": PRIMARY, "secondary": SECONDARY}
+REPLICATION = Asked(SECONDARY.model, {"apibank": 150, "nexusraven": 150, "toolalpaca": 114, "bfcl": 150})
+SETS = {"primary": PRIMARY, "secondary": SECONDARY, "replication": REPLICATION}
+FIRST, SECOND = ("primary", "secondary"), ("secondary", "replication")
+"""The sets on which H1 to H3 are tested, and those for H4 and H5 (`acceptance`)."""
 SEEN = {"apibank": 100, "nexusraven": 60, "toolalpaca": 60, "bfcl": 100}
 """So many of their first samples were looked at before, in another precision."""
 ADAPTED = "tt_si_likelihood"
 """The arm with an adapted answer wherever q < ½: all that the hypotheses ask for."""
 ALPHA = 0.05
-"""Family-wise level of the three tests."""
+"""Level of a family of tests."""
 REGISTERED: dict[str, Any] = {
     "seeds": [0], "answer_opening": True, "layout": "native",
     "tool_order": "shuffled", "k": 1, "filters": [], "epochs": 3, "learning_rate": 1e-4,
-    "answer_temperature": 0,
+    "answer_temperature": 0, "answer_tokens": 256, "synthesis_tokens": 256, "constrained": False,
+    "judge": "schema", "accept": "lenient", "strict_types": False, "keep_components": False,
+    "candidate": "name", "normalise": False, "validate_examples": "none", "novelty": "any", "retries": 5,
+    "rank": 8, "alpha": 16, "engine": "torch",
 }  # fmt: skip
 """Settings of a profile, beside its model, that they were written down for."""
 NOTHING = {"H3": 1, "H5": 50}
@@ -68,7 +74,7 @@ def attempted(records: pd.DataFrame, scores: pd.DataFrame, asked: Asked = PRIMAR
     That is a base outcome with its q, the margin, and an adapted outcome where q < ½, with its own.
     """
     direct = records[(records["inference"] == "direct") & (records["seed"] == REGISTERED["seeds"][0])]
-    failed = _samples(direct[direct["status"] == "error"])
+    failed = _samples(direct[direct["arm"].isin(["base", ADAPTED]) & (direct["status"] == "error")])
     known = scores.reindex(columns=[*KEYS, "likelihood"])  # older exports have none
     both = _samples(known[(known["seed"] == REGISTERED["seeds"][0]) & known["likelihood"].notna()]) | failed
     for arm in ("base", ADAPTED):
@@ -287,9 +293,10 @@ def rules(
 ) -> dict[str, pd.DataFrame]:
     """By rule, the rows that it is judged on: its verdict as `correct`, `asked` to adapt or not, `took`.
 
-    took: seconds of all that the rule needs of a sample, its whole base answer too, which has paid the pass
-    over the prompt. Rules of q are judged on `table`, which has adapted answers where q < ½; the others on
-    `everyone`, the samples that were adapted to whatever H says, by default `table` too.
+    took: seconds of all that the rule needs of a sample. That is the most it takes where the adapted answer
+    always stands: the whole base answer is charged, of which it needs the pass over the prompt. Rules of q
+    are judged on `table`, which has adapted answers where q < ½; the others on `everyone`, the samples that
+    were adapted to whatever H says, by default `table` too.
     """
     everyone = table if everyone is None else everyone
     asked: Mapping[str, tuple[pd.DataFrame, pd.Series | bool]] = {

@@ -168,7 +168,7 @@ def _hypotheses(table: pd.DataFrame, folder: Path) -> str:
     tested = table[table["set"].str.startswith("confirmatory")]
     return _sentence(*(
         f"{r['set'].removeprefix('confirmatory: ')}, {r['hypothesis']}, {r['what']}: "
-        f"{look.spread(r, 'value', sign='+' * (r['hypothesis'] != 'H3'))}, "
+        f"{look.spread(r, 'value', sign='+' * (r['hypothesis'] not in selective.NOTHING))}, "
         f"n = {r['n']:g}, p = {r['p_holm']:.2g} after Holm, {selective.outcome(r)}"
         for r in look.rows_of(tested)
     ))  # fmt: skip
@@ -242,6 +242,8 @@ ASKED = [
           _selective),
     Asked("Do the hypotheses hold that were written down before the data?", "table_hypotheses", "", "11",
           _hypotheses),
+    Asked("How much likelier must an adapted answer be?", "table_hypotheses_factor", "figure_acceptance",
+          "11", _hypotheses),
     Asked("Does the fast way of training cost accuracy?", "table_modes", "", "08", _modes, _effects),
     Asked("What does it cost?", "bench", "bench", "08", _cost, by=""),
     Asked("Against ICL, SFT, a teacher and an oracle?", "table_methods", "figure2_methods", "03", _several,
