@@ -162,6 +162,18 @@ def test_the_likelier_answer_stands(engine: TorchEngine) -> None:
     assert seen == {True, False}, "one of each, or the test says nothing"
 
 
+def test_how_much_likelier_it_has_to_be_is_a_choice(engine: TorchEngine) -> None:
+    def asked(factor: float) -> Any:
+        lora = LoraSettings(learning_rate=0.01)
+        return selective(engine, lora=lora, filters=(), surer_by=factor).call(TORN, tau=ALWAYS)
+
+    first = asked(1)
+    ratio = first.likelihood_adapted / first.likelihood
+    below, above = asked(0.9 * ratio), asked(1.1 * ratio)
+    assert below.adapted and not above.adapted and above.refused and above.text != below.text
+    assert above.why.endswith("too little likelier" if ratio > 1 else "no likelier")
+
+
 def _counted(engine: TorchEngine, reply: Generation) -> list[float]:
     """Log-probabilities of the tokens behind the first function name's quote."""
     parts = estimator.answer_parts(reply, engine.chat.ends(reply.text, reply.tokens))
@@ -339,6 +351,7 @@ def test_an_endpoint_is_asked_by_several_at_once() -> None:
         ({"answer_with": "surest"}, "answer_with = 'surest' is none of adapted, surer"),
         ({"uncertainty": "marginn"}, "uncertainty = 'marginn' is none of margin, likelihood"),
         ({"layout": "nativ"}, "layout = 'nativ'"),
+        ({"surer_by": 0.0}, "surer_by = 0.0 is no factor"),
         ({"mode": "active"}, "mode = 'active' is none of exact, activated"),
         ({"filters": ("agreed",)}, r"filters\[0\] = 'agreed'"),
     ],

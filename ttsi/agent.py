@@ -38,8 +38,8 @@ class Agent:
     inner part alone, or flat parameters; a `Tool` does too.
     uncertainty: H. "likelihood": of the base answer as a whole; a certain question then costs its answer and
     nothing more. "margin": the paper's, over the tools. answer_with: "surer" lets the adapted answer stand
-    only if the adapted model finds it likelier than the base model found its own; "adapted", as the paper
-    does, always. See docs/method.md.
+    only if the adapted model finds it likelier, by more than the factor `surer_by`, than the base model found
+    its own; "adapted", as the paper does, always. See docs/method.md.
     tau: 0 never adapts; above 1, always; by default ½ for the likelihood, .95 for the margin.
     k: synthetic examples per question. filters: what each must pass to be learnt from, see `filters`; () as
     in the paper. writer: an engine that writes them instead of the model itself (TT-D), e.g. an
@@ -65,6 +65,7 @@ class Agent:
         *,
         uncertainty: Uncertain = "likelihood",
         answer_with: Literal["adapted", "surer"] = "surer",
+        surer_by: float = 1.0,
         tau: float | None = None,
         mode: TrainingMode = "activated",
         k: int = 1,
@@ -83,6 +84,7 @@ class Agent:
         self.method = Method(
             uncertainty=uncertainty,
             answer_with=answer_with,
+            surer_by=surer_by,
             tau=THRESHOLDS.get(uncertainty, 0.5) if tau is None else tau,
             k=k,
             retries=retries,

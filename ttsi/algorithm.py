@@ -131,6 +131,7 @@ def self_improve(
             taught.adapted.get(q.id),
             taught,
             stages.likelihood if surer else None,
+            stages.method.surer_by,
         )
         for q in queries
     ]
@@ -145,10 +146,12 @@ def outcome(
     trained: Done[Adapted] | None = None,
     taught: Taught | None = None,
     likely: Callable[[Generation], float] | None = None,
+    by: float = 1.0,
 ) -> Outcome:
     """The stages of one query as its outcome; without an `answer` the adapted model's stands.
 
-    likely: how likely a reply is to the model that gave it; the likelier of both answers stands then.
+    likely: how likely a reply is to the model that gave it. The adapted answer then stands if it is more than
+    `by` times as likely as the other.
     """
     used: list[Done[Any]] = [d for d in (certainty, written, trained, answer) if d is not None]
     adapted = trained.value if trained else None
@@ -163,7 +166,7 @@ def outcome(
         else None
     )
     now = likely(after[0]) if likely and after else None
-    stands = bool(after) and (answer is None or (was is not None and now is not None and now > was))
+    stands = bool(after) and (answer is None or (was is not None and now is not None and now > by * was))
     return Outcome(
         name,
         (after if stands else before) or (),

@@ -256,7 +256,8 @@ def _why(done: Outcome, failed: str) -> str:
     if failed:
         reason = f"the machine failed to adapt: {failed}"
     elif done.refused:
-        reason = "the adapted answer is no likelier"
+        likelier = (done.likelihood_adapted or 0) > (done.likelihood or 0)
+        reason = f"the adapted answer is {'too little' if likelier else 'no'} likelier"
     elif done.diverged:
         reason = "training diverged"
     elif done.synthesis and set(done.synthesis.failures) & {*REJECTED.values()}:

@@ -23,14 +23,15 @@ class Method:
 
     uncertainty: H's estimator, the paper's margin over the tools, or the likelihood of the base answer, which
     is then given first. tau: adapted is what H is less certain of. answer_with: "adapted" accepts the adapted
-    answer; "surer" only if the adapted model finds it likelier than the base model its own. filters: what
-    examples must pass; others are written until K do. constrained: answers are calls that keep to the grammar
-    of their tools, see `grammar`; what G writes is free.
+    answer; "surer" only if the adapted model finds it more than `surer_by` times as likely as the base model
+    its own. filters: what examples must pass; others are written until K do. constrained: answers are calls
+    that keep to the grammar of their tools, see `grammar`; what G writes is free.
     """
 
     uncertainty: Uncertain = "margin"
     tau: float = 0.95
     answer_with: Literal["adapted", "surer"] = "adapted"
+    surer_by: float = 1.0
     k: int = 1
     retries: int = 5
     lora: LoraSettings = field(default_factory=LoraSettings)
@@ -57,6 +58,8 @@ class Method:
         for name, (chosen, known) in choices.items():
             if chosen not in known:
                 raise ValueError(f"{name} = {chosen!r} is none of {', '.join(known)}")
+        if not self.surer_by > 0:
+            raise ValueError(f"surer_by = {self.surer_by!r} is no factor: above 0")
 
     @property
     def opening(self) -> str:

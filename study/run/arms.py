@@ -170,7 +170,7 @@ VOTES = Answers(votes, priced=True)
 # --- the arms -------------------------------------------------------------------------------------------
 
 
-_SELECTS = {"uncertainty", "tau", "answer_with", "filters", "constrained"}
+_SELECTS = {"uncertainty", "tau", "answer_with", "surer_by", "filters", "constrained"}
 """What of the method an arm may change: the other keys of results know of it."""
 
 

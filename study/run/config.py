@@ -63,6 +63,7 @@ class Profile(BaseModel):
     tau: float = Field(0.95, ge=0, le=1.000001)
     """By default .95, the paper's; with the likelihood ½. What a `Method` has too is explained there."""
     answer_with: Literal["adapted", "surer"] = "adapted"
+    surer_by: float = Field(1.0, gt=0)
     k: int = Field(1, ge=1)
     epochs: int = Field(3, ge=1)
     learning_rate: float = Field(1e-4, gt=0)
@@ -270,6 +271,7 @@ class Profile(BaseModel):
             uncertainty=self.uncertainty,
             tau=self.tau,
             answer_with=self.answer_with,
+            surer_by=self.surer_by,
             k=self.k,
             retries=self.retries,
             lora=self.lora(mode),
