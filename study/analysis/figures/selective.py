@@ -27,7 +27,7 @@ def figure_selective(
         "share of wrong answers among those kept, by the share kept when the least certain are dropped first."
     )
     with style():
-        figure, (above, below) = panels(2, [1] * len(bins), 1.7, caption, gap=0.55, between=0.3)
+        figure, (above, below) = panels(2, [1] * len(bins), 1.7, caption, gap=0.55, between=0.25)
         for axes, (benchmark, points) in zip(above, bins.items(), strict=True):
             axes.plot([0, 1], [0, 1], color="#bbbbbb", lw=0.8)
             error = np.abs(points[["right_low", "right_high"]].to_numpy().T - points["right"].to_numpy())
@@ -44,7 +44,9 @@ def figure_selective(
                 axes.step(
                     curve["coverage"], curve["risk"], where="post", color=colour, ls=dash, lw=1.2, label=said
                 )
-            axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="share of answers kept")
+            axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="share kept")
+        for axes in (*above[1:], *below[1:]):
+            axes.tick_params(labelleft=False)
         above[0].set_ylabel("right")
         below[0].set_ylabel("wrong among kept")
         below[0].legend(loc="upper left")
