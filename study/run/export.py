@@ -26,6 +26,7 @@ from study.run.redaction import Redactor, redacted
 from study.run.results import SELECTING, STAGES, about
 from study.run.store import Row, Store
 from study.run.study import Study
+from ttsi.filters import TRIES
 
 _QUESTION = ["variant", "benchmark", "sample", "seed"]
 KEYS: dict[str, list[str]] = {
@@ -74,7 +75,8 @@ def export(study: Study, folder: Path, onto: bool = False) -> Path:
     tables["stages"] = _stages(study, parts, redactors)
     for name, table in tables.items():
         path = folder / f"{name}.parquet"
-        _write(_with_earlier(table, path, KEYS[name]) if before else table, path)
+        table = _with_earlier(table, path, KEYS[name]) if before else table
+        _write(_askable(study, table) if name == "stages" else table, path)
     made = {
         "header": study.header(),
         "context": study.context,
@@ -167,6 +169,27 @@ def _stages(study: Study, parts: Sequence[Study], redactors: Mapping[str, Redact
             rows.append((as_stage, settings, benchmark, i, seed, text, row.seconds, row.batch))
     columns = ["stage", "settings", "benchmark", "sample", "seed", "value", "seconds", "batch"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _askable(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows less adapters to a later example, of samples that had an example's text hidden.
+
+    A filter reads texts: from a hash no reader can say again that it let a later example pass.
+    """
+    hidden = {*rows.loc[rows["stage"] == f"{REDACTED}example", KEYS["samples"]].itertuples(index=False)}
+    later = {
+        study.stages(b, seed).keys.examples("self", [index])
+        for b, seed in {(b, seed) for b, _, seed in hidden}
+        for index in range(1, TRIES)
+    }
+    settings = rows["settings"].map({t: json.loads(t).get("material") for t in rows["settings"].unique()})
+    lost = [
+        stage == "adapted" and isinstance(material, str) and material in later and tuple(key) in hidden
+        for stage, material, *key in zip(
+            rows["stage"], settings, *(rows[c] for c in KEYS["samples"]), strict=True
+        )
+    ]
+    return rows[[not gone for gone in lost]].reset_index(drop=True)
 
 
 def _groups(path: Path) -> list[tuple[str, str, str, int, list[str]]]:
