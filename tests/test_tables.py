@@ -879,6 +879,11 @@ def test_areas_are_compared_on_the_same_answers() -> None:
     }  # fmt: skip
 
 
+def complete(records: pd.DataFrame, scores: pd.DataFrame, asked: selective.Asked = selective.PRIMARY) -> bool:
+    """Whether a set is tested: all of it was attempted."""
+    return selective.attempted(records, scores, asked) == asked.samples
+
+
 def test_what_is_confirmed_is_the_whole_of_what_was_written_down() -> None:
     counts = {**selective.PRIMARY.samples} | {"sealtool": 4}
     whole = pd.DataFrame(
@@ -893,14 +898,14 @@ def test_what_is_confirmed_is_the_whole_of_what_was_written_down() -> None:
     base, adapted = of.assign(arm="base"), of.assign(arm=selective.ADAPTED, adapted=True)
     adapted.loc[0, "status"] = "error"  # left out and counted, not waited for
     both = pd.concat([base, adapted])
-    assert selective.complete(both, whole)
-    assert selective.complete(both, whole.drop(index=0)), "a failed sample has no margin"
-    assert not selective.complete(both, whole.drop(index=1)), "another needs one"
-    assert not selective.complete(both, whole.assign(likelihood=whole["likelihood"].where(whole.index != 1)))
+    assert complete(both, whole)
+    assert complete(both, whole.drop(index=0)), "a failed sample has no margin"
+    assert not complete(both, whole.drop(index=1)), "another needs one"
+    assert not complete(both, whole.assign(likelihood=whole["likelihood"].where(whole.index != 1)))
     silent = adapted.assign(likelihood=adapted["likelihood"].where(adapted.index != 1))
-    assert not selective.complete(pd.concat([base, silent]), whole), "adapted, and not known how likely"
+    assert not complete(pd.concat([base, silent]), whole), "adapted, and not known how likely"
     for part in (base, pd.concat([base, adapted.drop(index=0)]), pd.concat([base, adapted.assign(seed=1)])):
-        assert not selective.complete(part, whole)
+        assert not complete(part, whole)
 
     profile = load_profile("full").model_dump()
     assert selective.registered(profile, both)
@@ -919,7 +924,7 @@ def test_the_secondary_set_is_another_model_on_one_benchmark() -> None:
         inference="direct", status="ok", dtype="float32", mode="none", arm="base", adapted=False
     )
     both = pd.concat([base, base.assign(arm=selective.ADAPTED, mode="activated", adapted=True)])
-    assert selective.complete(both, base, asked) and not selective.complete(both, base)
+    assert complete(both, base, asked) and not complete(both, base)
     assert selective.attempted(both.drop_duplicates("sample"), base, asked) == {"sealtool": 0}
     full = load_profile("full")
     larger = full.variant("larger").model_dump()

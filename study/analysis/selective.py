@@ -94,11 +94,6 @@ def failures(records: pd.DataFrame, asked: Asked = PRIMARY) -> int:
     return len(_samples(records[of & (records["status"] == "error")]))
 
 
-def complete(records: pd.DataFrame, scores: pd.DataFrame, asked: Asked = PRIMARY) -> bool:
-    """Whether the set is there, so that the tests are those that were written down."""
-    return attempted(records, scores, asked) == asked.samples
-
-
 def unseen(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     """The rows of samples that the first look hadn't: those behind the first `SEEN` of each benchmark.
 
