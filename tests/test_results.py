@@ -17,7 +17,7 @@ from study.run.memory import REDACTED
 from study.run.redaction import Redactor, quotations
 from study.run.results import Results
 from study.run.study import Study, open_study
-from ttsi import trainer
+from ttsi import filters, trainer
 from ttsi.synthesizer import copy_ratio
 from ttsi.types import Message, Query, Sample
 
@@ -234,6 +234,24 @@ def test_a_redacted_example_counts_and_is_never_learnt_from(
     assert not any("sha256" in text for text in learnt)
     texts = {e.question for s in study.examples("fixture").values() for e in s.examples}
     assert set(learnt) <= texts
+
+
+def test_no_filter_judges_a_hash(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Redactor, "matches", lambda self, text, sample: text[-1:] in ("?", "."))
+        export(study, tmp_path / "hidden")
+    monkeypatch.setenv("TTSI_RUNS", str(tmp_path))
+    load_into(tmp_path / "smoke" / "store.sqlite", tmp_path / "hidden")
+    kept = Study("smoke", **{**SETTINGS, "arms": ["tt_si", "tt_si_novel"], "variants": {}})
+    hidden = set(kept.records(["tt_si"]).query("uncertain")["sample"])
+    assert hidden and kept.records(["tt_si_novel"]).empty, "what can't be judged is lacking"
+
+    judged: list[str] = []
+    copies = filters.copies
+    monkeypatch.setattr(filters, "copies", lambda text, query: judged.append(text) or copies(text, query))
+    kept.run()
+    assert hidden <= set(kept.records(["tt_si_novel"])["sample"])
+    assert judged and not any("sha256" in text for text in judged)
 
 
 def test_quotations_and_likeness() -> None:

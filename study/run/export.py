@@ -172,9 +172,9 @@ def _stages(study: Study, parts: Sequence[Study], redactors: Mapping[str, Redact
 
 
 def _askable(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows less adapters to a later example, of samples that had an example's text hidden.
+    """The rows less probes and adapters to a later example, of samples that had an example's text hidden.
 
-    A filter reads texts: from a hash no reader can say again that it let a later example pass.
+    A filter reads texts: a reader of hashes can't say again what it let pass, and doesn't ask.
     """
     hidden = {*rows.loc[rows["stage"] == f"{REDACTED}example", KEYS["samples"]].itertuples(index=False)}
     later = {
@@ -184,7 +184,8 @@ def _askable(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
     }
     settings = rows["settings"].map({t: json.loads(t).get("material") for t in rows["settings"].unique()})
     lost = [
-        stage == "adapted" and isinstance(material, str) and material in later and tuple(key) in hidden
+        tuple(key) in hidden
+        and (stage == "probe" or (stage == "adapted" and isinstance(material, str) and material in later))
         for stage, material, *key in zip(
             rows["stage"], settings, *(rows[c] for c in KEYS["samples"]), strict=True
         )

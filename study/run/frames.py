@@ -212,7 +212,7 @@ def examples(run: Run, queries: Sequence[Query], stages: Remembered) -> list[dic
     writers: list[Who] = ["self", "teacher"] if run.profile.teacher else ["self"]
     rows = []
     for writer in writers:
-        written = stages.synthesize(queries, writer)
+        written = stages.under(filters=()).synthesize(queries, writer)
         for i, done in written.items():
             for index, example in enumerate(done.value.examples if done.value else ()):
                 rows.append(

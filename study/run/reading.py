@@ -133,7 +133,7 @@ class Reading:
     def examples(self, benchmark: str, seed: int = 0) -> dict[str, Synthesis]:
         """The synthetic examples stored for a benchmark, by sample id."""
         queries = self._queries(benchmark, seed)
-        done = self.stages(benchmark, seed).synthesize(queries) if queries else {}
+        done = self.stages(benchmark, seed).under(filters=()).synthesize(queries) if queries else {}
         return {i: d.value for i, d in done.items() if d.value is not None}
 
     def _queries(self, benchmark: str, seed: int) -> list[Query]:

@@ -63,7 +63,11 @@ class Remembered(Memory):
         k: int | None = None,
         text: bool = False,
     ) -> dict[str, Done[Synthesis]]:
-        """G, each example stored for itself. text: an exported run's SHA-256 of it won't do."""
+        """G, each example stored for itself. text: an exported run's SHA-256 of it won't do.
+
+        Nor will it where filters judge the example: all but `valid`, whose verdict is kept, read its text.
+        """
+        text = text or bool({*self.method.filters} - {"valid"})
         fresh, parts = super().synthesize, []
         for index in range(first, first + (k or self.method.k)):
             compute = partial(fresh, who=who, first=index, k=1)
