@@ -206,6 +206,11 @@ class Arm:
         return taught and (self.whom.whole or self.source.whole or self.arrives.shared)  # type: ignore[union-attr]
 
     @property
+    def mixed(self) -> bool:
+        """Whether an answer depends on which other samples are asked."""
+        return isinstance(self.whom, Whom) and (self.whom.whole or self.source.whole)
+
+    @property
     def teacher(self) -> bool:
         """Whether it asks another model than that of the run."""
         return self.whom.teacher if isinstance(self.whom, Answers) else self.source.teacher

@@ -80,7 +80,7 @@ class Reading:
         Of a run that was cut, what is known first are the samples that nothing had to be computed for: to
         count those alone would be to count the certain ones; so would whole groups of them behind a gap.
         """
-        size = len(outcomes) if ARMS[step.arm].whole else self.profile.batch
+        size = len(outcomes) if ARMS[step.arm].mixed else self.profile.batch
         groups = [outcomes[i : i + size] for i in range(0, len(outcomes), max(1, size))]
         ran = takewhile(lambda group: all(map(frames.known, group)), groups)
         return [o for group in ran for o in group]
