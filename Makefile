@@ -1,5 +1,5 @@
 # `make` lists the targets. Each one sets up .venv first if need be; a second run installs nothing.
-PROFILE ?= cpu
+PROFILE ?= full
 # The committed records that `make reproduce` checks; FROM= empty: everything is computed. DRAW: the seed of the part.
 FROM ?= $(patsubst %/header.json,%,$(wildcard results/$(PROFILE)/header.json))
 MINUTES ?= 25
@@ -29,7 +29,7 @@ endif
 .PHONY: help setup reproduce figures export plan notebook lab site fetch test test-faults test-soak ray test-ray test-vllm bench lint clean
 
 help: ## this list
-	@echo "make TARGET [PROFILE=cpu|cpu-full|full|paper|smoke|my.yaml] [NAME=my-run]"
+	@echo "make TARGET [PROFILE=full|paper|smoke|my.yaml] [NAME=my-run]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: .venv/.complete ## .venv with the pinned packages

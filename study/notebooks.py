@@ -1,12 +1,12 @@
 """Runs the notebooks in order, through papermill, with this interpreter: `python -m study.notebooks`.
 
-    reproduce --profile cpu [--load results/cpu]      all notebooks, the plan first; on from an exported run
-    run 02 --profile cpu benchmarks=['sealtool'] n=8  one notebook with other parameters, an estimate first
-    figures --from results/cpu                        tables and figures of an exported run: no model, no data
-    reproduce --from results/cpu --minutes 25         the same, then a part of it computed anew and compared
-    export --profile cpu                              what was run into results/cpu, ready to be committed
-    keep --profile cpu [01 02 …]                      the outputs of a finished run into the notebooks
-    list                                              the notebooks and their parameters
+    reproduce --profile full [--load results/full]     all notebooks, the plan first; on from an exported run
+    run 02 --profile full benchmarks=['sealtool'] n=8  one notebook with other parameters, an estimate first
+    figures --from results/full                        tables and figures of an exported run: no model
+    reproduce --from results/full --minutes 25         the same, then a part of it computed anew and compared
+    export --profile full                              what was run into results/full, ready to be committed
+    keep --profile full [01 02 …]                      the outputs of a finished run into the notebooks
+    list                                               the notebooks and their parameters
 
 Executed copies go to runs/<name>/, tables and figures to figures/<name>/. The name is the profile's or, where
 parameters are changed, `<profile>-changed`; TTSI_NAME sets another. A notebook that fails leaves no copy and
@@ -39,8 +39,8 @@ from papermill.exceptions import PapermillExecutionError
 from study.analysis.look import write
 from study.data import sources
 from study.run import reproduction, results
-from study.run.asked import opened, with_own_data
-from study.run.config import load_profile, profile_names
+from study.run.asked import opened, read_or_run, with_own_data
+from study.run.config import DEFAULT, load_profile, profile_names
 from study.run.export import export as export_to
 from study.run.export import load_into
 from study.run.plan import estimate
@@ -258,14 +258,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     export.add_argument("--onto", action="store_true", help="what the folder holds of earlier machines stays")
     export.add_argument("--to", type=Path, help="folder; results/<profile> unless told otherwise")
     for command in (reproduce, run, export):
-        command.add_argument("--profile", default="cpu")
-    figures.add_argument("--from", dest="source", type=Path, default=RESULTS / "cpu", help="an exported run")
+        command.add_argument("--profile", default=DEFAULT)
+    figures.add_argument("--from", dest="source", type=Path, default=RESULTS / DEFAULT, help="its folder")
     reproduce.add_argument("--from", dest="source", type=Path, help="folder of an exported run to check")
     reproduce.add_argument("--load", type=Path, help="folder of an exported run to go on from")
     reproduce.add_argument("--minutes", type=float, default=25, help="with --from: spent on computing anew")
     reproduce.add_argument("--draw", type=int, default=0, help="with --from: seed of what is computed anew")
     keep = commands.add_parser("keep", help="puts the outputs of a finished run into the notebooks")
-    keep.add_argument("--profile", default="cpu")
+    keep.add_argument("--profile", default=DEFAULT)
     keep.add_argument("numbers", nargs="*", help="which notebooks, e.g. 01 02; all unless told otherwise")
     commands.add_parser("list", help="the notebooks and their parameters")
     asked, rest = parser.parse_known_args(arguments)
@@ -284,7 +284,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(path)
         elif asked.command == "run":
             given = read_parameters(os.environ.get(ARGS, "")) | read_parameters(" ".join(rest))
-            run_one(find(asked.number), {"profile": asked.profile} | given)
+            path, wanted = find(asked.number), {"profile": asked.profile} | given
+            own = papermill.inspect_notebook(path).get("source")
+            run_one(path, read_or_run(wanted, RESULTS, own["default"] != "None") if own else wanted)
         elif asked.command == "export":
             study = Study(load_profile(asked.profile))
             folder = export_to(study, asked.to or RESULTS / study.profile.name, asked.onto)
@@ -306,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 load_into(study.store.path, asked.load)
             print(plan_of(study), flush=True)
             study.fetch()
-            run_all(notebooks(), {"profile": asked.profile}, name)
+            run_all(notebooks(), {"profile": asked.profile, "source": None}, name)
     except PapermillExecutionError as error:
         if error.ename in _EXPECTED:
             print(error.evalue, file=sys.stderr)

@@ -24,9 +24,9 @@ class Run:
     def __init__(self, records: pd.DataFrame, other: Mapping[str, Any], variant: str | None = None) -> None:
         self.all, self.other = records, dict(other)
         self.missing, self.lacking = other.get("missing", {}), other.get("lacking", {})
-        of = {"name": "cpu", "benchmarks": dict.fromkeys(records.get("benchmark", ["sealtool"]))}
-        of |= {k: v for k, v in other.items() if k in type(load_profile("cpu")).model_fields}
-        self.profile = load_profile("cpu").model_copy(update={"variants": {}} | of)
+        of = {"name": "full", "benchmarks": dict.fromkeys(records.get("benchmark", ["sealtool"]))}
+        of |= {k: v for k, v in other.items() if k in type(load_profile("full")).model_fields}
+        self.profile = load_profile("full").model_copy(update={"variants": {}} | of)
         self.variant_name = "" if variant is None else variant
 
     def variant(self, name: str) -> Run:
@@ -100,7 +100,7 @@ def played(
             exec(compile(cell["source"], f"{number}, {cell['id']}", "exec"), names)
             if "parameters" in cell["metadata"].get("tags", []):
                 assert given.keys() <= names.keys()
-                names |= given
+                names |= {"source": None} | given  # the frames are a run's, not an exported one's
             if until and until in names:
                 break
     return names | {"said": "\n".join(said)}

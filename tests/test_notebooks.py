@@ -61,8 +61,10 @@ def test_form(path):
 @each
 def test_parameters_cell(path):
     (cell,) = [c for c in cells(path, "code") if "parameters" in c["metadata"].get("tags", [])]
-    assert cell["source"].startswith('profile = "cpu"')
-    assert "\nsource = None" in cell["source"], "every notebook can read an exported run"
+    assert cell["source"].startswith('profile = "full"')
+    live = path.stem.startswith("10")  # asks a model, unless it is told otherwise
+    source = "None" if live else '"results/full"'
+    assert f"\nsource = {source}" in cell["source"], "every notebook can read an exported run"
     assert all("#" in line for line in cell["source"].splitlines()), "each parameter says what it is"
 
 
@@ -184,8 +186,8 @@ def test_unknown_notebook_and_profile_are_one_line(capsys):
         ("02", "seeds=3", "seeds: Input should be a valid list, not 3"),
         ("02", "tool_order=random", "tool_order: Input should be 'shuffled' or 'original', not 'random'"),
         ("02", "arms=['tt_sy']", "no arm 'tt_sy', did you mean 'tt_si'? there are base, "),
-        ("04", "benchmark=sealtol", "benchmark = 'sealtol' is not in profile cpu, did you mean 'sealtool'?"),
-        ("02", "tau=1.5 source=results/cpu", "tau: Input should be less than or equal to 1.000001, not 1.5"),
+        ("04", "benchmark=sealtol", "benchmark = 'sealtol' is not in profile full, did you mean 'sealtool'?"),
+        ("02", "tau=1.5 source=results/full", "tau: Input should be less than or equal to 1.000001, not 1.5"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_one_line_before_anything_runs(number, given, said, tmp_path, monkeypatch, capsys):
@@ -198,9 +200,7 @@ def test_a_wrong_value_is_one_line_before_anything_runs(number, given, said, tmp
 
 def test_a_wrong_profile_lists_the_right_ones(tmp_path, capsys):
     assert notebooks.main(["run", "02", "--profile", "foo"]) == 1
-    assert capsys.readouterr().err.startswith(
-        "no profile 'foo'; there are cpu, cpu-full, full, paper, smoke;"
-    )
+    assert capsys.readouterr().err.startswith("no profile 'foo'; there are full, paper, smoke;")
     (tmp_path / "own.yaml").write_text("model: tiny\nbenchmarks: {fixture: 4}\nepoch: 3\n")
     assert notebooks.main(["run", "02", "--profile", str(tmp_path / "own.yaml")]) == 1
     said = capsys.readouterr().err
@@ -213,11 +213,11 @@ def test_a_wrong_profile_lists_the_right_ones(tmp_path, capsys):
 
 def test_a_name_is_none_of_a_profile_s_and_one_for_a_folder(monkeypatch):
     monkeypatch.delenv("TTSI_NAME", raising=False)
-    assert notebooks.filed_under("cpu", changed=False) == "cpu"
-    assert notebooks.filed_under("cpu", changed=True) == "cpu-changed"
+    assert notebooks.filed_under("full", changed=False) == "full"
+    assert notebooks.filed_under("full", changed=True) == "full-changed"
     monkeypatch.setenv("TTSI_NAME", "my-run")
-    assert notebooks.filed_under("cpu", changed=False) == notebooks.filed_under("cpu", True) == "my-run"
-    for name, base, changed in (("cpu", "cpu", True), ("cpu", "smoke", False), ("../cpu", "cpu", False)):
+    assert notebooks.filed_under("full", changed=False) == notebooks.filed_under("full", True) == "my-run"
+    for name, base, changed in (("full", "full", True), ("full", "smoke", False), ("../full", "full", False)):
         monkeypatch.setenv("TTSI_NAME", name)
         with pytest.raises(ValueError, match=r"is a profile's|is no name for a folder"):
             notebooks.filed_under(base, changed)
@@ -255,11 +255,11 @@ def test_a_notebook_opened_by_hand_leaves_the_profile_s_figures_alone(tmp_path, 
     assert changed.profile.name == "smoke-changed"
     assert changed.folder == open_study("smoke").folder, "what is stored is used again"
     assert "`smoke-changed` of profile `smoke`" in changed.header()
-    read = open_study("cpu", source="results/cpu")
-    assert read.profile.name == "cpu" and len(read.records())
-    assert open_study("cpu", source="results/cpu", n=1).profile.name == "cpu-changed"
+    read = open_study("full", source="results/full")
+    assert read.profile.name == "full" and len(read.records())
+    assert open_study("full", source="results/full", n=1).profile.name == "full-changed"
     monkeypatch.setenv("TTSI_NAME", "lab")
-    assert open_study("smoke").profile.name == open_study("cpu", source="results/cpu").profile.name == "lab"
+    assert open_study("smoke").profile.name == open_study("full", source="results/full").profile.name == "lab"
 
 
 def test_the_lab_shows_the_whole_project_whoever_starts_it(tmp_path):
@@ -299,7 +299,7 @@ def shelf(tmp_path, monkeypatch):
 
     def put(name, *sources):
         made = nbformat.v4.new_notebook(metadata={"kernelspec": KERNEL})
-        made.cells = [nbformat.v4.new_code_cell(s) for s in ('profile = "cpu"\nn = 1  # how many', *sources)]
+        made.cells = [nbformat.v4.new_code_cell(s) for s in ('profile = "full"\nn = 1  # how many', *sources)]
         made.cells[0]["metadata"]["tags"] = ["parameters"]
         nbformat.write(made, folder / f"{name}.ipynb")
 

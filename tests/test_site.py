@@ -136,7 +136,7 @@ def test_every_sentence_is_read_from_the_tables(tmp_path: Path) -> None:
     assert all(re.search(r"\d", t.sentence) or t.asked.table == "table_modes" for t in told.values())
     for name, t in told.items():
         assert t.folder
-        shutil.copytree(t.folder, to := tmp_path / name, ignore=shutil.ignore_patterns("cpu*", "*.p*"))
+        shutil.copytree(t.folder, to := tmp_path / name, ignore=shutil.ignore_patterns("full", "*.p*"))
         for path in to.glob("*.csv"):
             table = pd.read_csv(path)
             numbers = table.select_dtypes("number")
@@ -191,21 +191,31 @@ def test_what_tells_better_from_worse() -> None:
 TAUS = [0.0, 0.2, 0.35, 0.5, 0.9, 0.95, 1.0, 1.01]
 
 
+ADAPTED = ("tt_si", "tt_si_likelihood")
+"""Arms that adapt some, in the order in which an entry looks for an adapted answer."""
+
+
 def committed() -> Iterator[tuple[dict[str, Any], Answers, Answers, pd.DataFrame, pd.DataFrame]]:
     """Each entry of the committed runs without variants, with what it should be made of.
 
     Base's answers, adapted ones, margins, and the records of what was adapted at the run's own τ.
     """
-    for name in ("cpu", "cpu-full"):
-        table = Results(ROOT / "results" / name).records().query("inference == 'direct'")
-        for e in records.entries(ROOT / "results" / name, name):
-            if e["variant"]:
-                continue
-            own = table[[front.look.label(b) == e["benchmark"] for b in table["benchmark"]]]
-            unsure = own[own["uncertain"].astype(bool)]
-            adapted = Answers(own, "tt_si_all", e["mode"]) | Answers(unsure, "tt_si", e["mode"])
-            paid = unsure[(unsure["arm"] == "tt_si") & (unsure["mode"] == e["mode"])]
-            yield e, Answers(own, "base"), adapted, column(own, "margin"), paid
+    run = Results(ROOT / "results" / "full")
+    table, scores = run.records().query("inference == 'direct'"), run.scores()
+    for e in records.entries(run.folder, "full"):
+        if e["variant"]:
+            continue
+        own, asked = (
+            t[[front.look.label(b) == e["benchmark"] for b in t["benchmark"]]] for t in (table, scores)
+        )
+        unsure = own[own["uncertain"].astype(bool)]
+        adapted = Answers(own, "tt_si_all", e["mode"])
+        for arm in ADAPTED:
+            adapted |= Answers(unsure, arm, e["mode"])
+        made = pd.concat([own[own["arm"] == "tt_si_all"], *(unsure[unsure["arm"] == a] for a in ADAPTED)])
+        made = made[made["mode"] == e["mode"]].drop_duplicates("sample")
+        paid = made[made["sample"].map(asked.set_index("sample")["margin"]) < e["tau"]]
+        yield e, Answers(own, "base"), adapted, column(asked, "margin"), paid
 
 
 def drawn(lacking: int = 0) -> tuple[dict[str, Any], Answers, Answers, dict[str, pd.DataFrame]]:
@@ -380,7 +390,8 @@ def test_the_sliders_reach_the_arms_that_were_run(
 @needs_chromium
 def test_the_sliders_move(site: Path, tab: Page) -> None:
     entries = records.data(ROOT / "results")["entries"]
-    index = next(i for i, e in enumerate(entries) if e["run"] == "cpu-full")  # where differences move
+    moves = ("SealTool", "")  # where differences move
+    index = next(i for i, e in enumerate(entries) if (e["benchmark"], e["variant"]) == moves)
     first = entries[index]
     n, lacking = len(first["base"]), "-" in first["adapted"]
     tab.open((site / "explore.html").as_uri())

@@ -392,7 +392,7 @@ def test_a_sample_tried_alone_is_computed_alone(runs: Path) -> None:
 # --- profiles -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "cpu-full", "paper"])
+@pytest.mark.parametrize("name", ["smoke", "full", "paper"])
 def test_every_profile_and_variant_can_be_read(name: str) -> None:
     profile = load_profile(name)
     assert {"base", "tt_si"} <= set(profile.arm_names) <= set(ARMS)
@@ -401,8 +401,9 @@ def test_every_profile_and_variant_can_be_read(name: str) -> None:
 
 
 def test_arms_per_benchmark() -> None:
-    profile = load_profile("cpu")
-    assert profile.arms_of("bfcl") == ["base", "tt_si"] and "oracle" in profile.arms_of("sealtool")
+    profile = load_profile("full")
+    assert profile.arms_of("bfcl") == profile.arms_of("toolalpaca") != profile.arms_of("apibank")
+    assert "oracle" in profile.arms_of("sealtool") and "oracle" not in profile.arms_of("bfcl")
     with pytest.raises(ValueError, match="epoch"):
         load_profile("smoke", variants={"x": {"epoch": 2}})
     with pytest.raises(ValueError, match="no variant 'x'; it has k2"):

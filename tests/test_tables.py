@@ -18,7 +18,7 @@ from ttsi.types import Call, Example, Synthesis
 
 def record(sample, correct, arm="base", benchmark="sealtool", **other):
     row = {
-        "profile": "cpu", "benchmark": benchmark, "sample": f"{benchmark}-{sample}", "cluster": f"c{sample}",
+        "profile": "full", "benchmark": benchmark, "sample": f"{benchmark}-{sample}", "cluster": f"c{sample}",
         "seed": 0, "arm": arm, "inference": "direct", "mode": "none" if arm == "base" else "activated",
         "model": "qwen2.5-coder-0.5b", "tool_order": "shuffled", "correct": correct, "status": "ok",
         "margin": float("nan") if arm == "base" else 0.5,
@@ -810,11 +810,11 @@ def test_model_text_cannot_break_a_table_or_be_html():
 def test_saved_files_are_complete_stable_and_round_trip(tmp_path, monkeypatch):
     monkeypatch.setenv("TTSI_FIGURES", str(tmp_path))
     made = played("02", arms([1, 0, 0], [1, 1, 0]), "view")
-    path = tmp_path / "cpu" / "table1_main.csv"
-    shown = look.save_table(made["table"], "table1_main", "cpu", "the caption", made["view"])
+    path = tmp_path / "full" / "table1_main.csv"
+    shown = look.save_table(made["table"], "table1_main", "full", "the caption", made["view"])
     assert path.with_suffix(".md").read_text() == shown and shown.endswith("\nthe caption\n")
     first = path.read_bytes()
-    look.save_table(made["table"], "table1_main", "cpu")
+    look.save_table(made["table"], "table1_main", "full")
     assert path.read_bytes() == first
     back = pd.read_csv(io.BytesIO(first))
     assert cell(back, "correct") == 2

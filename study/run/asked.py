@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -45,6 +47,24 @@ def opened(parameters: Mapping[str, Any]) -> Study | Results:
         return Study(profile, **asked)
     except ValueError as error:
         raise WrongParameter(str(error)) from error
+
+
+def read_or_run(parameters: Mapping[str, Any], committed: Path, reads: bool) -> dict[str, Any]:
+    """A notebook's parameters with their `source`: a profile's committed records, if they answer them.
+
+    Else None, and it is run. committed: folder of the records of profiles. reads: whether it reads any unless
+    told otherwise.
+    """
+    if parameters.get("source"):
+        return {**parameters, "profile": Results(sources.found(parameters["source"])).profile.name}
+    folder = sources.found(committed / str(parameters["profile"]))
+    if reads and "source" not in parameters and (folder / "header.json").exists():
+        read = {**parameters, "source": str(folder.absolute())}
+        with suppress(WrongParameter):
+            opened(read)
+            print(f"read from {committed / folder.name}, nothing is computed; source=None runs it here")
+            return read
+    return {**parameters, "source": None}
 
 
 def with_own_data(parameters: Mapping[str, Any], p: Profile, name: str) -> dict[str, Any]:

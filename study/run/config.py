@@ -15,6 +15,7 @@ from ttsi.method import THRESHOLDS, Filter, Method, Uncertain
 from ttsi.types import PAPER_SAMPLING, Layout, LoraSettings, Sampling, TrainingMode
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
+DEFAULT = "full"
 Inference = Literal["direct", "majority", "pass@5"]
 _TAKEN = {*FILES, "avg", "pooled", "default"}
 """Names that a benchmark of one's own can't have: those of the study's, and words of tables and profiles."""

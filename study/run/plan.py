@@ -45,7 +45,7 @@ RATES = {
 }
 """Seconds per sample and stage with the 0.5B model, float32, 2 cores without bfloat16 instructions, prompts
 like SealTool's; for `fit` per training sample and epoch, for the teacher's stages with the 1.5B model. From a
-run of profile `cpu` that shared the machine; `shared exact` and `fit exact` are not measured."""
+run that shared the machine; `shared exact` and `fit exact` are not measured."""
 GPU_RATES = {
     "answer": paper.SECONDS["answer"],
     "answer votes": 5 * paper.SECONDS["answer"],

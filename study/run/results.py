@@ -71,7 +71,7 @@ class Results:
             raise ValueError(
                 f"the results in {folder} were made with "
                 + ", ".join(f"{k} = {own[k]!r}" for k in changed)
-                + "; another value wants a run: leave out the source"
+                + "; another value wants a run: source=None"
             )
         return cls(folder, asked)
 

@@ -47,12 +47,14 @@ def open_study(profile: str, source: str | Path | None = None, **overrides: Any)
     Both answer `records`, `scores`, `examples_frame`, `embeddings_frame`, `header` and `variant` alike; on
     results `run` and `score` do nothing. A run that overrides change is filed under a name of its own, and
     leaves the profile's tables and figures alone: TTSI_NAME, or `<profile>-changed`. Raises ValueError for
-    unknown settings or a folder without results.
+    unknown settings, a folder without results, and one with the results of another profile.
     """
     opened: Study | Results
     if source:
         folder = sources.found(source)
         whole, opened = results.Results(folder).profile, results.Results.under(folder, overrides)
+        if (asked := Path(profile).stem) != whole.name:
+            raise ValueError(f"{source} holds results of {whole.name}, not {asked}: source=None runs {asked}")
     else:
         whole, opened = load_profile(profile), Study(profile, **overrides)
     changed = whole.name if opened.profile == whole else f"{whole.name}-changed"

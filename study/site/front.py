@@ -165,7 +165,7 @@ def _selective(table: pd.DataFrame, folder: Path) -> str:
 
 
 def _hypotheses(table: pd.DataFrame, folder: Path) -> str:
-    tested = table[table["set"].str.startswith("confirmatory")]
+    tested = table[table["set"].str.startswith("confirmatory") & table["p_holm"].notna()]
     return _sentence(*(
         f"{r['set'].removeprefix('confirmatory: ')}, {r['hypothesis']}, {r['what']}: "
         f"{look.spread(r, 'value', sign='+' * (r['hypothesis'] not in selective.NOTHING))}, "
@@ -200,7 +200,7 @@ def _scaling(table: pd.DataFrame, folder: Path) -> str:
 
 
 def _synthetic(table: pd.DataFrame, folder: Path) -> str:
-    own = table[table["writer"] == "self"].sort_values("asked", kind="stable")
+    own = table[(table["writer"] == "self") & table["asked"].notna()].sort_values("asked", kind="stable")
     if own.empty:
         return ""
     row = look.rows_of(own)[-1]

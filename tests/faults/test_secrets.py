@@ -47,7 +47,7 @@ def test_a_planted_key_is_nowhere_afterwards(
     runs = [
         (0, [*notebook, "smoke", *SHORT], {}),
         (1, [*notebook, "smoke", "arms=['no-such-arm']"], {"TTSI_RUNS": str(tmp_path / "failed")}),
-        (1, [sys.executable, "-m", "study.notebooks", "reproduce", "--profile", "cpu"], network),
+        (1, [sys.executable, "-m", "study.notebooks", "reproduce", "--profile", "full"], network),
         (
             1,
             [sys.executable, "-m", "study.data.sources", "fetch", "smollm2-135m", "bfcl", "sealtool"],
