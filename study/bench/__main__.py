@@ -26,8 +26,8 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="*", default=native, help="by default what this machine multiplies")
     parser.add_argument("--samples", nargs="*", type=driver.Wanted.read, metavar="NAME=N/PAIRED",
                         default=[*map(driver.Wanted.read, ("sealtool=8/3", "nexusraven:virustotal=2/1"))],
-                        help="uncertain samples, and how many of them the usual loop runs too")  # fmt: skip
-    parser.add_argument("--questions", type=int, default=16, help="of the first benchmark, as a whole run")
+                        help="uncertain samples, and how many the usual loop runs too, of each later precision one")  # fmt: skip
+    parser.add_argument("--questions", type=int, default=12, help="of the first benchmark, as a whole run")
     parser.add_argument("--go-on", action="store_true", help="measure only what the last run lacks")
     parser.add_argument("--report", action="store_true", help="of what has been measured")
     parser.add_argument("--bfloat16", action="store_true", help="count only how often bfloat16 rounds apart")
@@ -65,9 +65,10 @@ def main() -> None:
             found["rounding"] = driver.rounding(asked.model, names)
         if asked.vllm:
             found["engines"] = driver.engines(asked.model, "float32", names[0])
-        for dtype in [] if aside else asked.dtypes:
+        for at, dtype in enumerate([] if aside else asked.dtypes):
             run = found["runs"].setdefault(dtype, {})
-            driver.measure(asked.model, dtype, asked.samples, asked.questions, run, driver.stopwatch(), keep)
+            wanted = [w._replace(paired=min(w.paired, 1)) if at else w for w in asked.samples]
+            driver.measure(asked.model, dtype, wanted, asked.questions, run, driver.stopwatch(), keep)
         keep()
     from study.bench.report import report  # draws: the programs do without
 

@@ -25,7 +25,7 @@ from study.data import sources
 from study.data.downloads import say
 from study.data.models import TINY, model_hash
 from study.run import frames, provenance
-from study.run.arms import ARMS, SCORES, Answers, Step, Whom
+from study.run.arms import ARMS, SCORES, Answers, Step
 from study.run.config import Profile
 from study.run.keys import identity
 from study.run.results import STAGES, about
@@ -159,7 +159,7 @@ class Part(Study):
                 is_it = (rows["arm"] == step.arm) & (rows["mode"] == (step.mode or "none"))
                 is_it &= (rows["inference"] == step.inference) & (rows["status"] == "ok")
                 mine = rows[is_it & (rows["pool_n"] == step.size)] if step.size else rows[is_it]
-                if isinstance(arm.whom, Whom) and (arm.whom.whole or arm.source.whole):
+                if arm.mixed:
                     why[step.arm] = NEEDS_ALL
                 elif len(mine):
                     each = mine[[f"seconds_{s}" for s in ("h", "g", "t", "answer")]].sum(axis=1).mean()
