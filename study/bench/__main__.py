@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="*", default=native, help="by default what this machine multiplies")
     parser.add_argument("--samples", nargs="*", type=driver.Wanted.read, metavar="NAME=N/PAIRED",
                         default=[*map(driver.Wanted.read, ("sealtool=8/3", "nexusraven:virustotal=2/1"))],
-                        help="uncertain samples, and how many the usual loop runs too (later precisions: one)")  # fmt: skip
+                        help="uncertain samples, and how many of them the usual loop runs too")  # fmt: skip
     parser.add_argument("--questions", type=int, default=12, help="of the first benchmark, as a whole run")
     parser.add_argument("--go-on", action="store_true", help="measure only what the last run lacks")
     parser.add_argument("--report", action="store_true", help="of what has been measured")
@@ -67,6 +67,7 @@ def main() -> None:
             found["engines"] = driver.engines(asked.model, "float32", names[0])
         for at, dtype in enumerate([] if aside else asked.dtypes):
             run = found["runs"].setdefault(dtype, {})
+            # The usual loop takes most of the half hour: of a later precision it runs one sample.
             wanted = [w._replace(paired=min(w.paired, 1)) if at else w for w in asked.samples]
             driver.measure(asked.model, dtype, wanted, asked.questions, run, driver.stopwatch(), keep)
         keep()
