@@ -20,6 +20,7 @@ import pytest
 
 from study import notebooks
 from study.notebooks import WrongParameter
+from study.run.asked import read_or_run
 from study.run.study import Study, open_study
 
 ALL = notebooks.notebooks()
@@ -260,6 +261,22 @@ def test_a_notebook_opened_by_hand_leaves_the_profile_s_figures_alone(tmp_path, 
     assert open_study("full", source="results/full", n=1).profile.name == "full-changed"
     monkeypatch.setenv("TTSI_NAME", "lab")
     assert open_study("smoke").profile.name == open_study("full", source="results/full").profile.name == "lab"
+
+
+def test_committed_records_are_read_where_they_answer(capsys):
+    def source(reads=True, **asked):
+        return read_or_run({"profile": "full"} | asked, Path("results"), reads)["source"]
+
+    folder = notebooks.NOTEBOOKS.parent / "results" / "full"
+    assert source() == source(n=8, tau=[0.5], benchmarks=["sealtool"]) == str(folder)
+    assert "nothing is computed" in capsys.readouterr().out
+    assert {source(k=2), source(source=None), source(profile="smoke"), source(reads=False)} == {None}
+    assert source(benchmarks={"mine": {"path": "tests/fixtures/none.jsonl"}}) is None
+    assert capsys.readouterr().out == ""
+    named = read_or_run({"profile": "smoke", "source": "results/full"}, Path("results"), True)
+    assert named == {"profile": "full", "source": "results/full"}
+    with pytest.raises(ValueError, match="holds results of full, not smoke: source=None runs smoke"):
+        open_study("smoke", source="results/full")
 
 
 def test_the_lab_shows_the_whole_project_whoever_starts_it(tmp_path):
