@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 import papermill
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
@@ -291,7 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             study = Study(load_profile(asked.profile))
             folder = export_to(study, asked.to or RESULTS / study.profile.name, asked.onto)
             size = sum(path.stat().st_size for path in folder.iterdir())
-            print(f"{len(study.records())} records and what they come from: {folder}, {size / 1e6:.1f} MB")
+            held = len(pd.read_parquet(folder / "records.parquet", columns=["sample"]))
+            print(f"{held} records and what they come from: {folder}, {size / 1e6:.1f} MB")
         elif asked.source:
             name = results.Results(asked.source).profile.name
             of = {"profile": name, "source": str(asked.source.absolute())}

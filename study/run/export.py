@@ -85,7 +85,8 @@ def export(study: Study, folder: Path, onto: bool = False) -> Path:
         "lacking": [[*key, why] for key, why in study.lacking.items()],
     }
     if before:
-        made["earlier"] = [*before.get("earlier", []), before["context"]]
+        all_made = [*before.get("earlier", []), before["context"]]
+        made["earlier"] = [c for n, c in enumerate(all_made) if c not in (*all_made[:n], study.context)]
     (folder / "header.json").write_text(json.dumps(made, indent=1) + "\n")
     return folder
 
