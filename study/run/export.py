@@ -86,7 +86,7 @@ def export(study: Study, folder: Path, onto: bool = False) -> Path:
     }
     if before:
         all_made = [*before.get("earlier", []), before["context"]]
-        made["earlier"] = [c for n, c in enumerate(all_made) if c not in (*all_made[:n], study.context)]
+        made["earlier"] = [c for n, c in enumerate(all_made) if c not in all_made[:n]]
     (folder / "header.json").write_text(json.dumps(made, indent=1) + "\n")
     return folder
 
