@@ -153,7 +153,7 @@ def test_under_a_grammar_every_finished_reply_is_a_call(finished: Study, rows: p
         for s in finished.samples("fixture", 0)
     }
     seen = 0
-    for arm in ("constrained", "tt_si_constrained"):
+    for arm in ("constrained", "tt_si_constrained", "tt_si_selective_constrained"):
         for sample, reply in of(rows, arm)["reply"].items():
             calls = parse_calls(reply).calls
             seen += bool(calls)

@@ -222,7 +222,9 @@ def cluster_bootstrap(
     k = len(members)
     if k < MIN_CLUSTERS:
         raise TooFew(f"too few: {k} clusters, a cluster bootstrap needs {MIN_CLUSTERS}")
-    groups, rng = [np.array(m) for m in members.values()], np.random.default_rng(seed)
+    # In the order of their names: the order of records is an accident of who exported them.
+    groups = [np.array(members[name]) for name in sorted(members, key=repr)]
+    rng = np.random.default_rng(seed)
     drawn = (np.concatenate([groups[i] for i in rng.integers(k, size=k)]) for _ in range(CLUSTER_DRAWS))
     tail = (1 - LEVEL) / 2
     low, high = np.nanquantile([value(places) for places in drawn], [tail, 1 - tail])

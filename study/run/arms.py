@@ -241,6 +241,7 @@ ARMS: dict[str, Arm] = {
     "tt_si_surer": Arm(UNCERTAIN, OWN, ADAPTER, under=SURER),
     "constrained": Arm(AS_IT_IS, under=CONSTRAINED),
     "tt_si_constrained": Arm(UNCERTAIN, OWN, ADAPTER, under=CONSTRAINED),
+    "tt_si_selective_constrained": Arm(UNCERTAIN, OWN, ADAPTER, under=LIKELY | SURER | CONSTRAINED),
     "tt_si_valid": Arm(UNCERTAIN, OWN, ADAPTER, under={"filters": ("valid",)}),
     "tt_si_novel": Arm(UNCERTAIN, OWN, ADAPTER, under={"filters": ("novel",)}),
     "tt_si_agreeing": Arm(UNCERTAIN, OWN, ADAPTER, under={"filters": ("agreeing",)}),

@@ -174,6 +174,17 @@ def _hypotheses(table: pd.DataFrame, folder: Path) -> str:
     ))  # fmt: skip
 
 
+def _grammar(table: pd.DataFrame, folder: Path) -> str:
+    said = []
+    for benchmark, rows in table.groupby("benchmark", sort=False):
+        of = {r["name"]: r for r in look.rows_of(rows)}
+        plain = f"{look.spread(of['constrained'], 'difference', sign='+')}, n = {of['constrained']['n']:g}"
+        more = [f"{name} against that {look.spread(r, 'grammar_difference', sign='+')}"
+                for name, r in of.items() if pd.notna(r["grammar_difference"])]  # fmt: skip
+        said.append(f"{look.label(str(benchmark))}: a grammar alone makes {plain}; {', '.join(more)}")
+    return _sentence(*said)
+
+
 def _several(table: pd.DataFrame, folder: Path) -> str:
     n = table["n"]
     many = f"{n.min():g}" if n.min() == n.max() else f"{n.min():g} to {n.max():g}"
@@ -244,6 +255,8 @@ ASKED = [
           _hypotheses),
     Asked("How much likelier must an adapted answer be?", "table_hypotheses_factor", "figure_acceptance",
           "11", _hypotheses),
+    Asked("What is left beside a grammar of the tools?", "table_constrained", "figure_controls", "11",
+          _grammar),
     Asked("Does the fast way of training cost accuracy?", "table_modes", "", "08", _modes, _effects),
     Asked("What does it cost?", "bench", "bench", "08", _cost, by=""),
     Asked("Against ICL, SFT, a teacher and an oracle?", "table_methods", "figure2_methods", "03", _several,
