@@ -5,7 +5,8 @@ Frames hold one row per sample. q: the likelihood of an answer, in [0, 1], under
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ class Asked(NamedTuple):
     samples: Mapping[str, int]
 
 
+Attempted = Callable[[pd.DataFrame, pd.DataFrame, Asked], dict[str, int]]
 PRIMARY = Asked("qwen2.5-coder-0.5b", {"apibank": 526, "nexusraven": 318, "toolalpaca": 114, "bfcl": 300})
 SECONDARY = Asked("qwen2.5-coder-1.5b", {"sealtool": 294})
 REPLICATION = Asked(SECONDARY.model, {"apibank": 150, "nexusraven": 150, "toolalpaca": 114, "bfcl": 150})
@@ -82,6 +84,24 @@ def attempted(records: pd.DataFrame, scores: pd.DataFrame, asked: Asked = PRIMAR
         lacking = own["adapted"].astype(bool) & own["likelihood"].isna() & (own["status"] == "ok")
         both &= _samples(own[~lacking])
     return {name: sum(benchmark == name for benchmark, _ in both) for name in asked.samples}
+
+
+def settled(
+    sets: Mapping[str, Asked], runs: Iterable[tuple[Any, pd.DataFrame, pd.DataFrame]], attempted: Attempted
+) -> tuple[dict[str, tuple[pd.DataFrame, Asked]], list[tuple[Asked, dict[str, int]]]]:
+    """The sets that a run was written for and has all of, with its records; and what it has of the others.
+
+    runs: (study, records, scores) each. attempted: how many samples of a set have all that is asked.
+    """
+    whole, begun = {}, []
+    for (name, asked), (run, records, scores) in product(sets.items(), runs):
+        if registered(run.profile.model_dump(), records, asked):
+            counts = attempted(records, scores, asked)
+            if counts == asked.samples:
+                whole[name] = records, asked
+            else:
+                begun.append((asked, counts))
+    return whole, begun
 
 
 def _samples(rows: pd.DataFrame) -> set[tuple[str, str]]:

@@ -179,14 +179,17 @@ def _hypotheses(table: pd.DataFrame, folder: Path) -> str:
 
 
 def _grammar(table: pd.DataFrame, folder: Path) -> str:
-    said = []
-    for benchmark, rows in table.groupby("benchmark", sort=False):
+    said, own = [], table["model"].iloc[0]
+    for (model, benchmark), rows in table.groupby(["model", "benchmark"], sort=False):
         of = {r["name"]: r for r in look.rows_of(rows)}
+        name = look.label(str(benchmark)) + f", {look.size(str(model))}" * (model != own)
         plain = f"{look.spread(of['constrained'], 'difference', sign='+')}, n = {of['constrained']['n']:g}"
-        more = [f"{name} against that {look.spread(r, 'grammar_difference', sign='+')}"
-                for name, r in of.items() if pd.notna(r["grammar_difference"])]  # fmt: skip
-        said.append(f"{look.label(str(benchmark))}: a grammar alone makes {plain}; {', '.join(more)}")
-    return _sentence(*said)
+        more = [f"{arm} against that {look.spread(r, 'grammar_difference', sign='+')}"
+                for arm, r in of.items() if pd.notna(r["grammar_difference"])]  # fmt: skip
+        said.append(f"{name}: a grammar alone makes {plain}; {', '.join(more)}")
+    tested = folder / "table_hypotheses_grammar.csv"
+    first = f"{_hypotheses(pd.read_csv(tested), folder)} " if tested.exists() else ""
+    return first + _sentence(*said)
 
 
 def _several(table: pd.DataFrame, folder: Path) -> str:
