@@ -92,7 +92,7 @@ test-vllm: .venv-vllm/.complete ## vLLM in .venv-vllm: the engine's contract, pa
 test-soak: setup ## hundreds of adaptations in one process (half an hour); writes docs/reliability.md
 	@TTSI_LEDGER=docs $(PY) -m pytest -s tests/soak
 
-bench: setup ## what test-time training costs, against the usual loop: figures/bench.md (half an hour; ARGS=--go-on: what the last run lacks, --vllm: beside vLLM)
+bench: setup ## what test-time training costs, against the usual loop: figures/bench.md (half an hour; ARGS=--go-on: what the last run lacks, --vllm: beside vLLM, --spent: where T and passes go)
 	@$(PY) -m study.bench $(ARGS)
 
 lint: setup ## ruff and mypy

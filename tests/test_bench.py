@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from study.analysis import costs, look
-from study.bench import driver, report
+from study.bench import driver, reasons, report
 
 ROOT = Path(__file__).resolve().parent.parent
 MACHINE = {
@@ -161,6 +161,29 @@ def test_agreement_counts_what_differs(found: dict[str, Any]) -> None:
     assert "6 of 24 differ (25 [12, 45] %); of their verdicts 0 (0 [0, 14] %)" in said
 
 
+def test_why_a_row_falls_short(found: dict[str, Any]) -> None:
+    table = report.rows(found)
+    whole, _, _, base, *_ = costs.HEADLINES
+    enough, reached, n = reasons.needed(table, whole._replace(bar=3.0))
+    # Prefix and T: 1.28 and 4.56 s at the full rate, where they took 1.5 and 2.0; all the rest takes 2.1 s.
+    assert enough == pytest.approx(5.84 / (14 / 3 - 2.1), rel=0.01) and n == 2
+    assert reached == pytest.approx(2 * 5.84 / (1.5 + 2.0), rel=0.01)
+    none = float("inf")
+    assert reasons.needed(table, whole._replace(bar=7.0))[0] == none, "the rest alone takes 14 / 6.7"
+    assert reasons.needed(table, base._replace(bar=1.5))[0] == none, "without T it is 3.1 / 2"
+    assert reasons.needed(table, base._replace(bar=2.0))[0] == pytest.approx(4.56 / (4 - 3.1), rel=0.01)
+    said = "\n".join(reasons.reasons(found, table))
+    assert "usual loop / activated, SealTool: passes over prompts and T run at" in said
+    assert "make bench ARGS=--spent" in said and "a selective run" not in said, "that row reaches its bar"
+    table.loc[(table["sample"] == costs.RUN) & (table["stage"] == "selective"), "seconds"] = 6.0
+    said = "\n".join(reasons.reasons(found, table))
+    assert "2 of 4 questions are uncertain and take 3.0 s more each, 2.0 base answers of 1.5 s" in said
+    kinds, flight = {"a": 3.0, "b": 1.0}, {"one by one": {"passes": 10, "seconds": 0.5}}
+    told = {"kinds": kinds, "flight": flight, "n": 2, "questions": 4, "dtype": "float32", "threads": 2}
+    assert "commit `abc`): a 75 %, b 25 %." in reasons.spent(told | {"commit": "abc"})[0]
+    assert "one by one 10 passes of 50 ms" in reasons.spent(told | {"commit": "abc"})[1]
+
+
 def test_engines_are_set_beside_each_other() -> None:
     way = {"replies": "together", "engine": "vLLM", "n": 2, "per_second": 1.25, "equal": 1}
     said = report.engines({"ways": [way], "version": "vllm 1", "dtype": "float32", "commit": "abc"})
@@ -203,6 +226,11 @@ def test_it_runs_and_is_taken_up_again(tmp_path: Path) -> None:
     bench(tmp_path, *wanted, "--go-on")
     again = json.loads((tmp_path / "bench.json").read_text())["runs"]["float32"]
     assert again["rows"] == run["rows"]
+    bench(tmp_path, *wanted, "--spent")
+    spent = json.loads((tmp_path / "bench.json").read_text())["spent"]
+    assert spent["n"] == 1 and spent["kinds"]["products with weights"] > 0
+    flight = spent["flight"]
+    assert flight["one by one"]["passes"] > flight["in flight"]["passes"] > 0
     bench(tmp_path, "--report")
     assert "| uncertain sample, usual loop / activated, SealTool |" in (tmp_path / "bench.md").read_text()
 

@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="of what has been measured")
     parser.add_argument("--bfloat16", action="store_true", help="count only how often bfloat16 rounds apart")
     parser.add_argument("--vllm", action="store_true", help="only torch beside vLLM, on the same prompts")
+    parser.add_argument("--spent", action="store_true", help="only where T of exact and passes in flight go")
     parser.add_argument("--worker", choices=PROGRAMS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:
@@ -40,7 +41,9 @@ def main() -> None:
         parser.error("vLLM is not installed here: make test-vllm does that")
     path = look.figures_dir() / "bench.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    aside = asked.bfloat16 or asked.vllm  # runs of their own, kept when the programs are measured anew
+    aside = (
+        asked.bfloat16 or asked.vllm or asked.spent
+    )  # runs of their own, kept when the programs are measured anew
     if (asked.report or asked.go_on) and not known:
         parser.error(f"{path} is not there: nothing has been measured yet")
     if known and known["model"] != asked.model and (asked.go_on or aside):
@@ -49,7 +52,7 @@ def main() -> None:
     if asked.report or asked.go_on or aside:
         found = known or found
     elif known and known["model"] == asked.model:
-        found |= {k: known[k] for k in ("rounding", "engines") if k in known}
+        found |= {k: known[k] for k in ("rounding", "engines", "spent") if k in known}
     began = time.monotonic() - found["seconds"]
 
     def keep() -> None:
@@ -65,6 +68,8 @@ def main() -> None:
             found["rounding"] = driver.rounding(asked.model, names)
         if asked.vllm:
             found["engines"] = driver.engines(asked.model, "float32", names[0])
+        if asked.spent:
+            found["spent"] = driver.spent(asked.model, "float32", asked.samples[0], asked.questions)
         for at, dtype in enumerate([] if aside else asked.dtypes):
             run = found["runs"].setdefault(dtype, {})
             # The usual loop takes most of the half hour: of a later precision it runs one sample.

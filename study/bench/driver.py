@@ -281,6 +281,21 @@ def engines(model: str, dtype: str, name: str) -> dict[str, Any]:
     return {"model": model, "dtype": dtype, "commit": commit(), "version": version, "ways": ways}
 
 
+def spent(model: str, dtype: str, wanted: Wanted, questions: int) -> dict[str, Any]:
+    """Where T of `exact` spends its seconds, by kind of operation, and passes one by one and in flight."""
+    with Worker("ours", model, dtype) as ours:
+        ours.first = {"do": "warm_up"}
+        ids, kinds, done = ours("list", name=wanted.benchmark), dict[str, float](), 0
+        for sample in ids:
+            if done < wanted.paired and (found := ours("watched", sample=sample)):
+                kinds = {k: kinds.get(k, 0.0) + found.get(k, 0.0) for k in kinds | found}
+                done += 1
+        flight = ours("flight", samples=ids[:questions])
+        threads = ours("machine")["threads"]
+    told = {"model": model, "dtype": dtype, "commit": commit(), "threads": threads}
+    return told | {"n": done, "questions": len(ids[:questions]), "kinds": kinds, "flight": flight}
+
+
 def stopwatch() -> Say:
     """Says things with the seconds since it was made."""
     began = time.monotonic()

@@ -16,6 +16,16 @@ from ttsi.seeds import seed_for
 from ttsi.stages import Done, Replies, Stages, Who
 from ttsi.types import LoraSettings, Query, Synthesis
 
+OTHER = "element by element, and between operations"
+KINDS = {
+    "products with weights": ("linear_dynamic_fp16", "aten::mm", "aten::addmm"),
+    "adapters": ("aten::bmm", "aten::baddbmm"),
+    "attention": ("scaled_dot_product", "flash_attention", "aten::_softmax"),
+    "optimizer": ("Optimizer", "_fused_adam", "_foreach"),
+    OTHER: (),
+}
+"""Kinds of operations in T, by what their names contain."""
+
 
 class Kept(Stages):
     """Stages that keep base answers, as a run's store does: each is given once, and drafted from."""
@@ -164,6 +174,38 @@ class Ours:
         counted = {k: sum(getattr(o, k) for o in done) for k in ("uncertain", "adapted", "refused")}
         equal = sum(stages.answered(q) == alone[q.id] for q in queries)
         return {"n": len(queries), "equal": equal, "stages": clock.stages} | counted
+
+    def watched(self, sample: str) -> dict[str, float]:
+        """Seconds of T in `exact` by kind of operation, under torch's profiler; {} if the sample is certain.
+
+        The profiler takes time itself: shares to find reasons with, no speeds.
+        """
+        from torch.profiler import ProfilerActivity, profile
+
+        if not self.begin(sample):
+            return {}
+        query, written, kept = self.begun[sample]
+        papers, kinds = self.papers.under(lora=LoraSettings(mode="exact")), dict.fromkeys(KINDS, 0.0)
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            papers.train([query], {query.id: kept.lesson(query, written)})
+        for event in seen.key_averages():
+            names = (kind for kind, words in KINDS.items() if any(w in event.key for w in words))
+            kinds[next(names, OTHER)] += event.self_cpu_time_total / 1e6
+        return kinds
+
+    def flight(self, samples: Sequence[str]) -> dict[str, Any]:
+        """Base answers one by one and in flight: seconds and passes, each from a warm prefix."""
+        queries, found = [find(s).query for s in samples], {}
+        self._cold(queries, Clock(self.engine))
+        for name, size, rows in (("one by one", 1, None), ("in flight", len(queries), ROWS)):
+            self.engine.rows, before = rows, self.engine.counters.passes
+            began = time.perf_counter()
+            for i in range(0, len(queries), size):
+                self.papers.answer(queries[i : i + size])
+            found[name] = {"seconds": time.perf_counter() - began}
+            found[name]["passes"] = self.engine.counters.passes - before
+        self.engine.rows = None
+        return found
 
     def _cold(self, queries: Sequence[Query], clock: Clock) -> None:
         codes = [self.engine.encode(prompts.act(q)) for q in queries]

@@ -14,6 +14,7 @@ from study.analysis import costs, look
 from study.analysis.costs import WAYS, needs
 from study.analysis.figures import save_figure, style
 from study.analysis.statistics import wilson
+from study.bench.reasons import reasons
 
 _DOMAINS = {"nexusraven:virustotal": "VirusTotal"}
 AGREE = {
@@ -209,6 +210,8 @@ def report(found: Mapping[str, Any]) -> str:
         "arithmetic, the others are ours to win. In bfloat16, where a batch's shape can turn a near-tie, "
         "eight are decoded together and wait for the last instead of flying.",
         look.markdown(shown_headlines(costs.headlines(table))),
+        "Why a row falls short:",
+        _list(reasons(found, table)),
         "T alone: training only, without the usual loop's merge, save and reload. What arithmetic allows is "
         "the ratio to expect where both reach the same share of the machine's rate. T of activated stands on "
         "the pass over the prompt, which is not in it: a share of a query, not what one costs.",
