@@ -160,9 +160,10 @@ def figure_costs(table: pd.DataFrame, stages: Sequence[str] = ("pass", "h", "g",
         "Mean cost of an uncertain sample, direct answers, in base answers (line at 1) of the same benchmark "
         "and run, at most: a base answer, which holds the pass over the prompt, H, G, T and the adapted "
         "answer. Whisker: 95 % t interval of the sum, where two batches or more were timed; base's mean is "
-        "taken as it is. Diamonds: the paper's, in its own base answers. "
+        "taken as it is. "
         "What another machine or other cores computed (the run's header says so) compares with no other bar."
     )
+    caption += " Diamonds: the paper's, in its own base answers." * (whole["mode"] == "exact").any()
     if whole.empty:
         return notice("No sample was adapted", caption)
     shades = {"pass": "#e4e4e4", "h": "#cfe3f1", "g": "#8fbfdf", "t": "#3c86bd", "answer": "#0b4f80"}
