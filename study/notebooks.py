@@ -56,6 +56,11 @@ ARGS, NAME = "TTSI_ARGS", "TTSI_NAME"
 _EXPECTED = {"BrokenData", "StoreError", "Unavailable", "WrongBytes"}
 """Errors whose messages say all there is to say."""
 _KERNEL = "ttsi-this-python"
+_LAUNCH = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "runpy.run_module('ipykernel_launcher', run_name='__main__')"
+)
+"""Ctrl-C is this process's to answer: a kernel that it meets while starting prints a traceback of its own."""
 _EMPTY = "from study.run import engines\nengines.keep_models()\nget_ipython().reset()"
 _ANSI = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 
@@ -193,7 +198,7 @@ def this_kernel() -> Iterator[AsyncKernelManager]:
     with tempfile.TemporaryDirectory(prefix="ttsi-jupyter-") as folder:
         spec = Path(folder) / "kernels" / _KERNEL / "kernel.json"
         spec.parent.mkdir(parents=True)
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=50"]
+        argv = [sys.executable, "-c", _LAUNCH, "-f", "{connection_file}", "--log-level=50"]
         spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3 (ttsi)", "language": "python"}))
         before = dict(os.environ)
         os.environ |= {"JUPYTER_PATH": folder, "JUPYTER_RUNTIME_DIR": folder, "IPYTHONDIR": folder}

@@ -171,7 +171,7 @@ def test_ctrl_c(tmp_path: Path, environment: dict[str, str], ledger: Callable[..
                 assert not list(folder.rglob("*.ipynb"))
         done = subprocess.run(NOTEBOOK, cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
-        table = (folder / "figures" / "smoke" / "table1_main.csv").read_text()
+        table = (folder / "figures" / "smoke-changed" / "table1_main.csv").read_text()
         tables.append(table)
         row.tries += bool(i)
     assert stopped and len(set(tables)) == 1

@@ -163,7 +163,7 @@ def figure_costs(table: pd.DataFrame, stages: Sequence[str] = ("pass", "h", "g",
         "taken as it is. "
         "What another machine or other cores computed (the run's header says so) compares with no other bar."
     )
-    caption += " Diamonds: the paper's, in its own base answers." * (whole["mode"] == "exact").any()
+    caption += " Diamonds: the paper's, in its own base answers." if (whole["mode"] == "exact").any() else ""
     if whole.empty:
         return notice("No sample was adapted", caption)
     shades = {"pass": "#e4e4e4", "h": "#cfe3f1", "g": "#8fbfdf", "t": "#3c86bd", "answer": "#0b4f80"}
