@@ -291,6 +291,46 @@ def test_committed_results_quote_no_benchmark(folder: Path) -> None:
             assert not any(redactor.matches(text, sample) for text in strings(value)), (benchmark, sample)
 
 
+def test_what_a_machine_only_loaded_says_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its place, of its maker, and with what another machine could read of it; new rows come last."""
+    settings = {"n": 4, "variants": {}, "estimators": {}, "inference": ["direct"], "mode": "activated"}
+    arms, folder = ["base", "constrained"], tmp_path / "results"
+    monkeypatch.setenv("TTSI_RUNS", str(tmp_path / "one"))
+    first = Study("smoke", **settings, arms=arms[1:])
+    first.run()
+    export(first, folder)
+    before = pd.read_parquet(folder / "records.parquet")
+    before["likelihood"] = 0.5  # as of a machine that has a tokenizer
+    before.to_parquet(folder / "records.parquet")
+    monkeypatch.setenv("TTSI_RUNS", str(tmp_path / "two"))
+    second = Study("smoke", **settings, arms=arms)
+    load_into(second.store.path, folder)
+    second.run()
+    monkeypatch.setattr(Study, "_reads", False)
+    export(second, folder, onto=True)
+    after = pd.read_parquet(folder / "records.parquet")
+    pd.testing.assert_frame_equal(after[:4], before, check_dtype=False)
+    assert list(after["arm"]) == ["constrained"] * 4 + ["base"] * 4
+    assert set(after["source"]) == {"computed"} and after["likelihood"][4:].isna().all()
+
+
+def test_variants_share_what_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, load = [], benchmarks.load
+
+    def counted(name: str, *args: Any, **how: Any) -> Any:
+        read.append((name, how.get("tool_order")))
+        return load(name, *args, **how)
+
+    monkeypatch.setattr(benchmarks, "load", counted)
+    study = Study("smoke")
+    for part in (study, *map(study.variant, study.profile.variants), study.everything()):
+        for benchmark in part.profile.benchmarks:
+            assert part.samples(benchmark, 0)[:2] == load(
+                benchmark, 2, part.profile.tool_order, keep_components=part.profile.keep_components
+            )
+    assert len(read) == len(set(read))
+
+
 def test_a_long_run_is_exported_machine_by_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an earlier machine exported and this one lacks stays; what both have is this one's."""
     settings = {"n": 4, "variants": {}, "estimators": {}, "inference": ["direct"], "mode": "activated"}

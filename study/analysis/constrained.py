@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
 from study.analysis import selective, statistics
 from study.analysis.selective import Asked
-from study.analysis.statistics import Places
 
 SETS = {"primary": selective.PRIMARY, "secondary": selective.SECONDARY}
 """The sets that G1 to G3 are tested on."""
@@ -56,21 +53,13 @@ def _of(records: pd.DataFrame, asked: Asked) -> pd.DataFrame:
 def hypotheses(table: pd.DataFrame) -> pd.DataFrame:
     """G1 to G3 over rows of `verdicts`: points, above 0 if the second arm is better; `p_holm` over the three.
 
-    Exact McNemar, two-sided; paired intervals, and those over clusters where there are enough.
+    How: `selective.compared`.
     """
     rows = table.reset_index(drop=True)
-    out = pd.DataFrame([_against(rows, name, *of) for name, of in RIVALS.items()])
+    out = pd.DataFrame(
+        {"hypothesis": name, "what": f"{arm} − {reference}"}
+        | selective.compared(rows, rows[reference], rows[arm])
+        for name, (reference, arm) in RIVALS.items()
+    )
     out["p_holm"] = out.index.map(statistics.holm(out["p"].to_dict()))
     return out
-
-
-def _against(rows: pd.DataFrame, name: str, reference: str, arm: str) -> dict[str, Any]:
-    paired = statistics.paired(rows[reference], rows[arm])
-    gain = 100 * (rows[arm].astype(float) - rows[reference].astype(float)).to_numpy()
-
-    def value(drawn: Places) -> float:
-        return float(gain[drawn].mean())
-
-    said = {"hypothesis": name, "what": f"{arm} − {reference}", "p": paired.p}
-    said |= selective.cells(paired.difference, 100) | {"gained": paired.gained, "lost": paired.lost}
-    return said | selective.over_clusters(rows, value)

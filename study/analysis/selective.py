@@ -225,9 +225,16 @@ def ranked(score: Floats, right: npt.NDArray[np.bool_]) -> float:
 
 def against_base(rows: pd.DataFrame, surer: float = 1) -> dict[str, Any]:
     """Selective TT-SI, whose adapted answers have to be `surer` times likelier, against base, in points."""
-    selective = chosen(rows, rows["q"] < 0.5, surer)
-    paired = statistics.paired(rows["right"], selective)
-    gain = 100 * (selective.astype(float) - rows["right"].astype(float)).to_numpy()
+    return compared(rows, rows["right"], chosen(rows, rows["q"] < 0.5, surer))
+
+
+def compared(rows: pd.DataFrame, reference: pd.Series, other: pd.Series) -> dict[str, Any]:
+    """One way to answer against another, right or not by row: points, above 0 if `other` is right more often.
+
+    Exact McNemar, two-sided; the paired interval, and that over clusters where there are enough.
+    """
+    paired = statistics.paired(reference, other)
+    gain = 100 * (other.astype(float) - reference.astype(float)).to_numpy()
     return (
         {"p": paired.p}
         | cells(paired.difference, 100)

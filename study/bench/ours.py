@@ -195,17 +195,15 @@ class Ours:
 
     def flight(self, samples: Sequence[str]) -> dict[str, Any]:
         """Base answers one by one and in flight: seconds and passes, each from a warm prefix."""
-        queries, found = [find(s).query for s in samples], {}
-        self._cold(queries, Clock(self.engine))
+        queries, clock = [find(s).query for s in samples], Clock(self.engine)
+        self._cold(queries, clock)
         for name, size, rows in (("one by one", 1, None), ("in flight", len(queries), ROWS)):
-            self.engine.rows, before = rows, self.engine.counters.passes
-            began = time.perf_counter()
-            for i in range(0, len(queries), size):
-                self.papers.answer(queries[i : i + size])
-            found[name] = {"seconds": time.perf_counter() - began}
-            found[name]["passes"] = self.engine.counters.passes - before
+            self.engine.rows = rows
+            with clock(name):
+                for i in range(0, len(queries), size):
+                    self.papers.answer(queries[i : i + size])
         self.engine.rows = None
-        return found
+        return {name: stage for name, stage in clock.stages.items() if name != "prefix"}
 
     def _cold(self, queries: Sequence[Query], clock: Clock) -> None:
         codes = [self.engine.encode(prompts.act(q)) for q in queries]

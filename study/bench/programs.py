@@ -57,7 +57,7 @@ class Clock:
         self.stages[stage] = took | {k: v - before[k] for k, v in self._counted().items()}
 
     def _counted(self) -> dict[str, int]:
-        names = ("decoded_tokens", "drafted", "accepted") if self.engine else ()
+        names = ("decoded_tokens", "drafted", "accepted", "passes") if self.engine else ()
         return {name: getattr(self.engine.counters, name) for name in names}
 
 

@@ -25,8 +25,8 @@ def reasons(found: Mapping[str, Any], table: pd.DataFrame) -> list[str]:
         if any(TOGETHER in (h.first.how, h.second.how) for h in missed):
             lines.append(f"{dtype}: {_company(rows)}")
         run = found["runs"][dtype].get("run")
-        if run and any(h.first.how == costs.RUN for h in missed):
-            lines.append(f"{dtype}: {_run(rows, run)}")
+        if run:
+            lines += [f"{dtype}: {_run(rows, run, h.bar)}" for h in missed if h.first.how == costs.RUN]
         if any(dtype == d and what.startswith("tokens per second") for d, what in short):
             lines.append(f"{dtype}: {_guesses(rows)}")
     return [*lines, *spent(found.get("spent"))]
@@ -82,14 +82,14 @@ def _company(rows: pd.DataFrame) -> str:
     )
 
 
-def _run(rows: pd.DataFrame, run: Mapping[str, Any]) -> str:
+def _run(rows: pd.DataFrame, run: Mapping[str, Any], bar: float) -> str:
     seconds = rows[rows["sample"] == costs.RUN].set_index("stage")["seconds"]
     base = (seconds["prefix"] + seconds["base"]) / run["n"]
     each = seconds["selective"] / max(1, run["uncertain"])
     return (
         f"a selective run: {run['uncertain']} of {run['n']} questions are uncertain and take {each:.1f} s "
-        f"more each, {each / base:.1f} base answers of {base:.1f} s with their prompts; 1.6 allows for "
-        f"{60 * base / each:.0f} % uncertain ones at that price."
+        f"more each, {each / base:.1f} base answers of {base:.1f} s with their prompts; {bar:g} allows for "
+        f"{100 * (bar - 1) * base / each:.0f} % uncertain ones at that price."
     )
 
 

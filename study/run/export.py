@@ -113,15 +113,28 @@ def _earlier(study: Study, folder: Path) -> dict[str, Any] | None:
 
 
 def _with_earlier(table: pd.DataFrame, path: Path, key: Sequence[str]) -> pd.DataFrame:
-    """The table, and those rows of the one in a file that it lacks."""
+    """The rows of the table in a file, in their order, as this run has them; behind them its new ones.
+
+    A row that this run did not compute says what it said, as far as it said anything: another machine may
+    have been able to read more.
+    """
     if not path.exists() or (len(table) and not key):
         return table
     old = pd.read_parquet(path)
     if not len(table) or not len(old):
         return table if len(table) else old
-    here = set(table[key].astype(str).itertuples(index=False, name=None))
-    stays = [row not in here for row in old[key].astype(str).itertuples(index=False, name=None)]
-    return pd.concat([table, old[stays]], ignore_index=True) if any(stays) else table
+    named, mine = (pd.MultiIndex.from_frame(t[key].astype(str)) for t in (old, table))
+    place = mine.get_indexer(named)
+    both = place >= 0
+    was, now = old[both].reindex(columns=table.columns), table.iloc[place[both]].set_axis(old.index[both])
+    if "source" in now:
+        computed = now["source"] != "loaded"
+        now = now.assign(source=now["source"].where(computed, None))
+        now = pd.concat([now[computed], now[~computed].where(now.notna(), was)])
+    else:
+        now = now.where(now.notna(), was)
+    kept = pd.concat([old[~both], now]).sort_index()
+    return pd.concat([kept, table[~mine.isin(named)]], ignore_index=True).astype(table.dtypes)
 
 
 def _names(files: Mapping[str, str], pools: Mapping[str, str]) -> dict[str, dict[str, str]]:

@@ -226,9 +226,9 @@ def examples(run: Run, queries: Sequence[Query], stages: Remembered) -> list[dic
                         "attempt": example.attempt,
                         "copy_ratio": example.copy_ratio,
                         "schema_errors": len(example.schema_errors),
-                        "tool": sha256(example.calls[0].name)[:12] if example.calls else "",
+                        "tool": _digest(example.calls[0].name)[:12] if example.calls else "",
                         "n_calls": len(example.calls),
-                        "question_sha256": redaction(example.question) or sha256(example.question),
+                        "question_sha256": _digest(example.question),
                     }
                 )
     return rows
@@ -276,6 +276,11 @@ def redaction(text: str) -> str:
     """The SHA-256 that stands in a text's place in an exported run; "" for any other text."""
     mark = "sha256:"
     return text[len(mark) :] if text.startswith(mark) and len(text) == len(mark) + 64 else ""
+
+
+def _digest(text: str) -> str:
+    """A text's SHA-256, also of one that stands there as such."""
+    return redaction(text) or sha256(text)
 
 
 def outcomes_frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:

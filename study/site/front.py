@@ -152,6 +152,11 @@ def _threshold(table: pd.DataFrame, folder: Path) -> str:
     return _sentence(*said)
 
 
+def _named(model: object, benchmark: object, own: object) -> str:
+    """A benchmark, and the model where it isn't the study's own."""
+    return look.label(str(benchmark)) + f", {look.size(str(model))}" * (model != own)
+
+
 def _selective(table: pd.DataFrame, folder: Path) -> str:
     said = []
     own = table["model"].iloc[0]
@@ -163,8 +168,7 @@ def _selective(table: pd.DataFrame, folder: Path) -> str:
         beside = f"; the paper's rule {look.spread(paper, 'difference', sign='+')}" if paper else ""
         changed = f"{rule['gained']:g} gained, {rule['lost']:g} lost, n = {rule['n']:g}"
         gain = look.spread(rule, "difference", sign="+")
-        name = look.label(str(benchmark)) + f", {look.size(str(model))}" * (model != own)
-        said.append(f"{name}: {gain} points against base, {changed}{beside}")
+        said.append(f"{_named(model, benchmark, own)}: {gain} points against base, {changed}{beside}")
     return _sentence(*said)
 
 
@@ -182,11 +186,10 @@ def _grammar(table: pd.DataFrame, folder: Path) -> str:
     said, own = [], table["model"].iloc[0]
     for (model, benchmark), rows in table.groupby(["model", "benchmark"], sort=False):
         of = {r["name"]: r for r in look.rows_of(rows)}
-        name = look.label(str(benchmark)) + f", {look.size(str(model))}" * (model != own)
         plain = f"{look.spread(of['constrained'], 'difference', sign='+')}, n = {of['constrained']['n']:g}"
         more = [f"{arm} against that {look.spread(r, 'grammar_difference', sign='+')}"
                 for arm, r in of.items() if pd.notna(r["grammar_difference"])]  # fmt: skip
-        said.append(f"{name}: a grammar alone makes {plain}; {', '.join(more)}")
+        said.append(f"{_named(model, benchmark, own)}: a grammar alone makes {plain}; {', '.join(more)}")
     tested = folder / "table_hypotheses_grammar.csv"
     first = f"{_hypotheses(pd.read_csv(tested), folder)} " if tested.exists() else ""
     return first + _sentence(*said)
