@@ -291,7 +291,9 @@ def test_committed_results_quote_no_benchmark(folder: Path) -> None:
             assert not any(redactor.matches(text, sample) for text in strings(value)), (benchmark, sample)
 
 
-def test_what_a_machine_only_loaded_says_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_machine_only_loaded_says_what_it_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In its place, of its maker, and with what another machine could read of it; new rows come last."""
     settings = {"n": 4, "variants": {}, "estimators": {}, "inference": ["direct"], "mode": "activated"}
     arms, folder = ["base", "constrained"], tmp_path / "results"
