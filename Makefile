@@ -68,7 +68,7 @@ fetch: setup ## models and data of the default profile, ahead of time
 # Threads that sleep while they wait: alone a fifth to a third slower, where processes share cores many times faster.
 test test-faults test-ray test-vllm: export OMP_WAIT_POLICY ?= PASSIVE
 test: setup ## all tests
-	@$(PY) -m pytest -n 2 --dist loadfile
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: setup ## real processes killed, starved and fed damaged files; writes docs/reliability.md
 	@TTSI_LEDGER=docs $(PY) -m pytest -n 2 --dist worksteal tests/faults

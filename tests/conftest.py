@@ -11,6 +11,25 @@ from pathlib import Path
 import pytest
 import torch
 
+LONGEST = [
+    "goldens",
+    "integration",
+    "bench",
+    "notebooks",
+    "own_data",
+    "readme",
+    "engine",
+    "study",
+    "reproduction",
+]
+"""Test files that take the most seconds."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts with the longest files, so that no process is left alone with one of them at the end."""
+    place = {f"test_{name}": n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
 
 class Site:
     """A web server on this machine: serves `files` by path and keeps every request in `requests`.
