@@ -107,8 +107,7 @@ def test_the_twin_of_nexusraven_has_other_ids(tmp_path: Path, monkeypatch: pytes
 def test_a_smaller_n_is_a_prefix_for_every_seed() -> None:
     for name in benchmarks.FILES:
         everything = [sample.id for sample in load(name)]
-        size = len(everything)
-        for n in {0, 1, 2, 3, size // 3, size // 2, size - 1, size, size + 1}:
+        for n in range(len(everything) + 2):
             assert [sample.id for sample in load(name, n, seed=n)] == everything[:n]
     assert [s.id for s in load("sealtool")] != sorted(s.id for s in load("sealtool"))  # permuted at all
 

@@ -134,7 +134,7 @@ def _with_earlier(table: pd.DataFrame, path: Path, key: Sequence[str]) -> pd.Dat
     else:
         now = now.where(now.notna(), was)
     kept = pd.concat([old[~both], now]).sort_index()
-    return pd.concat([kept, table[~mine.isin(named)]], ignore_index=True).astype(table.dtypes)
+    return pd.concat([kept, table[~mine.isin(named)]], ignore_index=True)
 
 
 def _names(files: Mapping[str, str], pools: Mapping[str, str]) -> dict[str, dict[str, str]]:
