@@ -24,7 +24,7 @@ from study.run.keys import prompts_hash
 from study.run.memory import REDACTED
 from study.run.redaction import Redactor, redacted
 from study.run.results import SELECTING, STAGES, about
-from study.run.store import Row, Store
+from study.run.store import Row, Store, settings_hash
 from study.run.study import Study
 from ttsi.filters import TRIES
 
@@ -38,6 +38,9 @@ KEYS: dict[str, list[str]] = {
     "stages": ["stage", "settings", "benchmark", "sample", "seed"],
 }
 """What names a row of each file. The embeddings share their components: they are replaced as a whole."""
+
+_ADAPTER = {"lora", "material"}
+"""What the settings of an adapted answer have beyond those of the answer without it."""
 
 
 def export(study: Study, folder: Path, onto: bool = False) -> Path:
@@ -186,9 +189,10 @@ def _stages(study: Study, parts: Sequence[Study], redactors: Mapping[str, Redact
 
 
 def _askable(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows less probes and adapters to a later example, of samples that had an example's text hidden.
+    """The rows less those that a reader of hashes can't ask for, as what decides on them left as a hash.
 
-    A filter reads texts: a reader of hashes can't say again what it let pass, and doesn't ask.
+    Probes and adapters to a later example, where an example's text is hidden: a filter reads texts.
+    Adapted answers under a grammar where the answer itself is hidden: its likelihood is looked at first.
     """
     hidden = {*rows.loc[rows["stage"] == f"{REDACTED}example", KEYS["samples"]].itertuples(index=False)}
     later = {
@@ -196,15 +200,20 @@ def _askable(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
         for b, seed in {(b, seed) for b, _, seed in hidden}
         for index in range(1, TRIES)
     }
-    settings = rows["settings"].map({t: json.loads(t).get("material") for t in rows["settings"].unique()})
-    lost = [
-        tuple(key) in hidden
-        and (stage == "probe" or (stage == "adapted" and isinstance(material, str) and material in later))
-        for stage, material, *key in zip(
-            rows["stage"], settings, *(rows[c] for c in KEYS["samples"]), strict=True
-        )
-    ]
-    return rows[[not gone for gone in lost]].reset_index(drop=True)
+    read = {text: json.loads(text) for text in rows["settings"].unique()}
+    asked = {t: settings_hash({k: v for k, v in s.items() if k not in _ADAPTER}) for t, s in read.items()}
+    keys = list(zip(rows["settings"].map(asked), *(rows[c] for c in KEYS["samples"]), strict=True))
+    answered = {key for key, stage in zip(keys, rows["stage"], strict=True) if stage == "answer"}
+
+    def lost(stage: str, text: str, key: tuple[Any, ...]) -> bool:
+        material = read[text].get("material")
+        if stage == "adapted" and "grammar" in read[text] and key not in answered:
+            return True
+        to_later = stage == "adapted" and isinstance(material, str) and material in later
+        return key[1:] in hidden and (stage == "probe" or to_later)
+
+    gone = map(lost, rows["stage"], rows["settings"], keys)
+    return rows[[not is_gone for is_gone in gone]].reset_index(drop=True)
 
 
 def _groups(path: Path) -> list[tuple[str, str, str, int, list[str]]]:
