@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from functools import cache
 
 import matplotlib as mpl
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 from cells import played
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 from test_tables import PCS, arm, arms, costed, curves_of, embedded, judged, samples_frame, scores, timed
 
 from study.analysis import figures, look, statistics, synthetic
@@ -76,6 +78,18 @@ def words(figure):
     for axes in figure.axes:
         texts += [t.get_text() for t in (*axes.texts, *axes.get_yticklabels(), axes.title)]
     return " ".join(texts).replace("\n", " ")
+
+
+def test_a_picture_in_256_colours_looks_as_it_was_drawn(tmp_path, monkeypatch):
+    monkeypatch.setenv("TTSI_FIGURES", str(tmp_path))
+    draw, table = values()["controls"]
+    drawn = draw(table)
+    with figures.style():
+        drawn.savefig(buffer := io.BytesIO())
+    kept = Image.open(figures.save_figure(drawn, table, "controls", "full"))
+    shown, wanted = (np.asarray(i.convert("RGB")).astype(int) for i in (kept, Image.open(buffer)))
+    assert kept.mode == "P"
+    assert abs(shown - wanted).max() <= 16  # of 255
 
 
 def test_figures_are_the_same_bytes_each_time(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from study.analysis.look import ARMS, csv_bytes, figures_dir, write
 
@@ -66,9 +67,18 @@ def save_figure(figure: Figure, values: pd.DataFrame, name: str, profile: str) -
         for kind, metadata in undated.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata=metadata)
-            write(folder / f"{name}.{kind}", buffer.getvalue())
+            made = buffer.getvalue()
+            write(folder / f"{name}.{kind}", _fewer_colours(made) if kind == "png" else made)
     write(folder / f"{name}.csv", csv_bytes(values))
     return folder / f"{name}.png"
+
+
+def _fewer_colours(png: bytes) -> bytes:
+    """A picture in 256 colours: a third of the bytes, and the notebooks that show it are as much smaller."""
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    picture.save(kept := io.BytesIO(), "PNG", optimize=True)
+    return kept.getvalue()
 
 
 def draw_interval(axes: Axes, value: float, low: float, high: float, height: float, colour: str) -> None:
