@@ -42,8 +42,8 @@ class Agent:
     its own; "adapted", as the paper does, always. See docs/method.md.
     tau: 0 never adapts; above 1, always; by default ½ for the likelihood, .95 for the margin.
     k: synthetic examples per question. filters: what each must pass to be learnt from, see `filters`; () as
-    in the paper. writer: an engine that writes them instead of the model itself (TT-D), e.g. an
-    `OpenAIEngine`.
+    in the paper and in every hypothesis that was tested (docs/hypotheses.md). writer: an engine that writes
+    them instead of the model itself (TT-D), e.g. an `OpenAIEngine`.
     required: the reply begins as a call does, as a chat API has it with `tool_choice="required"`; else it may
     be words. constrained: it is calls that keep to the grammar of the tools, see `grammar`. layout: how the
     question is put, see `prompts`.
