@@ -201,6 +201,14 @@ def _several(table: pd.DataFrame, folder: Path) -> str:
     return _sentence(f"on {many} samples, against the model as it is, {told_from_zero(_effects(table))}")
 
 
+def _sizes(table: pd.DataFrame, folder: Path) -> str:
+    return _sentence(*(
+        f"{look.size(r['model'])}, {r['arm']}, {r['mode']}: {look.spread(r, 'difference', sign='+')} points, "
+        f"{r['gained']:g} gained, {r['lost']:g} lost, n = {r['pairs']:g}"
+        for r in _effects(table)
+    ))  # fmt: skip
+
+
 def _controls(table: pd.DataFrame, folder: Path) -> str:
     rows = _effects(table[table["arm"] != "base"], "tt_si_difference")  # tt_si of a variant is one too
     n = table["n"]
@@ -273,7 +281,7 @@ ASKED = [
           by=""),
     Asked("How many training samples is it worth?", "figure2_scaling", "figure2_scaling", "05", _scaling,
           by=""),
-    Asked("Does a larger model gain as well?", "table_model_size", "figure3_model_size", "06", _several,
+    Asked("Does a larger model gain as well?", "table_model_size", "figure3_model_size", "06", _sizes,
           _tt_si, by=""),
     Asked("What does the model write for itself?", "table_synthetic", "figure5_embeddings", "07", _synthetic,
           by="asked"),
