@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from ttsi.engines.torch import TorchEngine
 from ttsi.engines.vllm import VllmEngine
 from ttsi.types import Generation, LoraSettings, Sample, Sampling, Scored
 
+Scorer = VllmEngine | TorchEngine
 ANSWER = Sampling(max_tokens=48)
 BATCH = 5
 
@@ -35,12 +37,12 @@ def exact(model_folder: Path) -> Iterator[VllmEngine]:
     yield from started(model_folder, "float32")
 
 
-def both_scored(engine: VllmEngine, samples: Sequence[Sample]) -> Iterator[tuple[Scored, Scored]]:
+def both_scored(one: Scorer, other: Scorer, samples: Sequence[Sample]) -> Iterator[tuple[Scored, Scored]]:
     for start in range(0, len(samples), BATCH):
         queries = [s.query for s in samples[start : start + BATCH]]
-        ours, theirs = (estimator.score(e, queries) for e in (engine, engine.training))
-        for row, other in zip(ours, theirs, strict=True):
-            yield from zip(row, other, strict=True)
+        ours, theirs = (estimator.score(e, queries) for e in (one, other))
+        for mine, its in zip(ours, theirs, strict=True):
+            yield from zip(mine, its, strict=True)
 
 
 def both_answered(
@@ -78,7 +80,7 @@ def gap(engine: TorchEngine, sample: Sample, a: Sequence[int], b: Sequence[int])
 
 
 def test_float32_scores_are_torchs(exact: VllmEngine, samples: Sequence[Sample]) -> None:
-    assert max(per_token(both_scored(exact, samples))) <= 1e-3
+    assert max(per_token(both_scored(exact, exact.training, samples))) <= 1e-3
 
 
 def test_float32_replies_are_torchs(exact: VllmEngine, samples: Sequence[Sample]) -> None:
@@ -141,10 +143,16 @@ def rounded(exact: VllmEngine, model_folder: Path) -> Iterator[VllmEngine]:
     yield from started(model_folder, "bfloat16")
 
 
-def test_bfloat16_scores_are_near_torchs(rounded: VllmEngine, samples: Sequence[Sample]) -> None:
-    apart = per_token(both_scored(rounded, samples))
-    assert sum(apart) / len(apart) <= 0.05
-    assert max(apart) <= 0.3
+def test_bfloat16_scores_are_as_near_to_float32_as_torchs(
+    rounded: VllmEngine, samples: Sequence[Sample], model_folder: Path
+) -> None:
+    """How far rounding takes them depends on the processor: torch's own distance is the measure."""
+    assert np.mean(per_token(both_scored(rounded, rounded.training, samples))) <= 0.05
+    whole = TorchEngine(model_folder, dtype="float32")
+    ours, torchs = (per_token(both_scored(e, whole, samples)) for e in (rounded, rounded.training))
+    assert np.mean(ours) <= 1.5 * np.mean(torchs)
+    assert np.quantile(ours, 0.99) <= 1.5 * np.quantile(torchs, 0.99)
+    assert max(ours) <= 3 * max(torchs)
 
 
 def test_bfloat16_replies_differ_at_near_ties_only(rounded: VllmEngine, samples: Sequence[Sample]) -> None:
