@@ -229,10 +229,10 @@ def _scaling(table: pd.DataFrame, folder: Path) -> str:
 
 
 def _synthetic(table: pd.DataFrame, folder: Path) -> str:
-    own = table[(table["writer"] == "self") & table["asked"].notna()].sort_values("asked", kind="stable")
+    own = table[(table["writer"] == "self") & table["asked"].notna()]
     if own.empty:
         return ""
-    row = look.rows_of(own)[-1]
+    row = look.rows_of(own[own["benchmark"] == look.main_benchmark(own["benchmark"])])[0]
 
     def share(name: str) -> str:
         return look.bracket(row[f"{name}_share"], row[f"{name}_low"], row[f"{name}_high"], digits=0)
