@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -27,17 +26,10 @@ from ttsi import Agent
 WRITTEN = Path(__file__).resolve().with_name("home.json")
 
 
-def agents_of(model: str) -> Iterator[tuple[str, Agent]]:
-    """The agent as it is by default, and with what was tested in docs/hypotheses.md: no filter."""
-    tools = json.loads(WRITTEN.read_text())["tools"]
-    default = Agent(model_dir(model), tools, required=True, dtype="float32")
-    yield ", ".join(default.method.filters), default
-    yield "none", Agent(default.engine, tools, required=True, filters=())
-
-
-def rows_of(model: str, filters: str, agent: Agent) -> pd.DataFrame:
+def rows_of(model: str) -> pd.DataFrame:
     """One row per question: whether base and agent called rightly, why the agent's answer stands, seconds."""
     written = json.loads(WRITTEN.read_text())
+    agent = Agent(model_dir(model), written["tools"], required=True, dtype="float32")
     agent.call("Hello", tau=0)  # what comes first pays for the tools' prefix and for memory
     rows = []
     for number, asked in enumerate(written["questions"]):
@@ -49,8 +41,7 @@ def rows_of(model: str, filters: str, agent: Agent) -> pd.DataFrame:
         base = time.perf_counter() - began
         answer = live.answer()
         rows.append({
-            "model": model, "filters": filters, "question": number,
-            "why": answer.why, "likelihood": answer.likelihood,
+            "model": model, "question": number, "why": answer.why, "likelihood": answer.likelihood,
             "base": judge(before.text, sample).correct, "agent": judge(answer.text, sample).correct,
             "seconds_base": base, "seconds_agent": time.perf_counter() - began,
         })  # fmt: skip
@@ -58,14 +49,13 @@ def rows_of(model: str, filters: str, agent: Agent) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def line(model: str, filters: str, rows: pd.DataFrame) -> dict[str, str]:
-    """The table's row for a model and its filters."""
+def line(model: str, rows: pd.DataFrame) -> dict[str, str]:
+    """The table's row for a model."""
     both, certain = paired(rows["base"], rows["agent"]), rows[rows["why"] == "certain"]
     right = {arm: wilson(int(rows[arm].sum()), len(rows)) for arm in ("base", "agent")}
     ratio = certain["seconds_agent"].sum() / certain["seconds_base"].sum() if len(certain) else float("nan")
     return {
         "model": look.model_label(model),
-        "filters": filters,
         "n": str(len(rows)),
         **{f"{arm} right, %": shown(share) for arm, share in right.items()},
         "agent − base, points": shown(both.difference, "+"),
@@ -92,10 +82,9 @@ def main() -> None:
     parser.add_argument("--model", action="append", help="a name, or a model's folder; may be given again")
     lines = []
     for model in parser.parse_args().model or ["qwen2.5-coder-0.5b"]:
-        asked = {filters: rows_of(model, filters, agent) for filters, agent in agents_of(model)}
-        lines += [line(model, filters, rows) for filters, rows in asked.items()]
-        kept = look.csv_bytes(pd.concat(asked.values()))
-        look.write(look.figures_dir() / "home" / f"{Path(model).name}.csv", kept)
+        rows = rows_of(model)
+        look.write(look.figures_dir() / "home" / f"{Path(model).name}.csv", look.csv_bytes(rows))
+        lines.append(line(model, rows))
     note = "One question at a time on one machine, what all questions share read before: compare ratios only."
     print(look.save_table(pd.DataFrame(lines), "table_home", "home", note))
 
