@@ -147,12 +147,13 @@ def test_bfloat16_scores_are_as_near_to_float32_as_torchs(
     rounded: VllmEngine, samples: Sequence[Sample], model_folder: Path
 ) -> None:
     """How far rounding takes them depends on the processor: torch's own distance is the measure."""
-    assert np.mean(per_token(both_scored(rounded, rounded.training, samples))) <= 0.05
+    apart = per_token(both_scored(rounded, rounded.training, samples))
     whole = TorchEngine(model_folder, dtype="float32")
     ours, torchs = (per_token(both_scored(e, whole, samples)) for e in (rounded, rounded.training))
+    assert np.mean(apart) <= 0.05
+    assert max(apart) <= max(0.3, 2 * max(torchs))
     assert np.mean(ours) <= 1.5 * np.mean(torchs)
     assert np.quantile(ours, 0.99) <= 1.5 * np.quantile(torchs, 0.99)
-    assert max(ours) <= 3 * max(torchs)
 
 
 def test_bfloat16_replies_differ_at_near_ties_only(rounded: VllmEngine, samples: Sequence[Sample]) -> None:
