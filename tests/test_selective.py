@@ -117,6 +117,8 @@ def test_adapting_where_q_is_small_is_all_that_the_hypotheses_ask() -> None:
     assert judged["q < ½, surer"]["asked"].tolist() == unsure.tolist() and judged["all"]["asked"].all()
     assert judged["all"]["correct"].equals(judged["margin < 0.95"]["correct"]), "all margins are 0.5"
     assert len(selective.rules(few, full.head(2))["all"]) == 2, "judged where all were adapted"
+    more_rows = selective.rules(few, full.head(2), by_margin=full.head(4))
+    assert [len(more_rows[r]) for r in ("all", "margin < 0.95, surer", "q < ½")] == [2, 4, 6]
 
 
 def test_the_first_look_is_left_out_by_the_order_of_the_run() -> None:

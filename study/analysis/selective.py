@@ -311,18 +311,23 @@ def risk_coverage(certainty: pd.Series, right: pd.Series) -> pd.DataFrame:
 
 
 def rules(
-    table: pd.DataFrame, everyone: pd.DataFrame | None = None, tau: float = 0.95
+    table: pd.DataFrame,
+    everyone: pd.DataFrame | None = None,
+    by_margin: pd.DataFrame | None = None,
+    tau: float = 0.95,
 ) -> dict[str, pd.DataFrame]:
     """By rule, the rows that it is judged on: its verdict as `correct`, `asked` to adapt or not, `took`.
 
     took: seconds of all that the rule needs of a sample. That is the most it takes where the adapted answer
     always stands: the whole base answer is charged, of which it needs the pass over the prompt. Rules of q
-    are judged on `table`, which has adapted answers where q < ½; the others on `everyone`, the samples that
-    were adapted to whatever H says, by default `table` too.
+    are judged on `table`, which has adapted answers where q < ½; `all` on `everyone`, the samples that were
+    adapted to whatever H says, by default `table` too; those of the margin on `by_margin`, which has adapted
+    answers where the margin is below τ, by default `everyone`.
     """
     everyone = table if everyone is None else everyone
+    by_margin = everyone if by_margin is None else by_margin
     asked: Mapping[str, tuple[pd.DataFrame, pd.Series | bool]] = {
-        f"margin < {tau:g}": (everyone, everyone["margin"] < tau),
+        f"margin < {tau:g}": (by_margin, by_margin["margin"] < tau),
         "q < ½": (table, table["q"] < 0.5),
         "all": (everyone, True),
     }
