@@ -316,6 +316,24 @@ def test_what_a_machine_only_loaded_says_what_it_said(
     assert set(after["source"]) == {"computed"} and after["likelihood"][4:].isna().all()
 
 
+def test_a_sample_has_one_margin_whichever_machine_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"n": 4, "variants": {}, "estimators": {}, "inference": ["direct"], "mode": "activated"}
+    folder = tmp_path / "results"
+    for machine, arm in (("one", "tt_si"), ("two", "tt_si_all")):
+        monkeypatch.setenv("TTSI_RUNS", str(tmp_path / machine))
+        part = Study("smoke", **settings, arms=[arm])
+        part.run()
+        export(part, folder, onto=True)
+        records = pd.read_parquet(folder / "records.parquet")
+        if machine == "one":
+            records.assign(margin=records["margin"] + 1e-6).to_parquet(folder / "records.parquet")
+    assert set(records["arm"]) == {"tt_si", "tt_si_all"} and len(records) == 8
+    scores = pd.read_parquet(folder / "scores.parquet").set_index("sample")["margin"]
+    assert (records["margin"] == records["sample"].map(scores)).all()
+
+
 def test_variants_share_what_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
     read, load = [], benchmarks.load
 

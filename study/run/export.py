@@ -136,8 +136,21 @@ def _with_earlier(table: pd.DataFrame, path: Path, key: Sequence[str]) -> pd.Dat
         now = pd.concat([now[computed], now[~computed].where(now.notna(), was)])
     else:
         now = now.where(now.notna(), was)
-    kept = pd.concat([old[~both], now]).sort_index()
+    kept = pd.concat([_one_margin(old[~both], table), now]).sort_index()
     return pd.concat([kept, table[~mine.isin(named)]], ignore_index=True)
+
+
+def _one_margin(old: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of an earlier export with this run's margin of their sample, if it has asked again.
+
+    Two machines differ in its last digits, and a sample has one margin.
+    """
+    if "arm" not in table or not len(old):
+        return old
+    of = ["variant", "benchmark", "sample", "seed"]
+    asked = table.dropna(subset="margin").drop_duplicates(of).set_index(of)["margin"]
+    again = asked.reindex(pd.MultiIndex.from_frame(old[of])).set_axis(old.index)
+    return old.assign(margin=again.where(old["margin"].notna()).fillna(old["margin"]))
 
 
 def _names(files: Mapping[str, str], pools: Mapping[str, str]) -> dict[str, dict[str, str]]:
