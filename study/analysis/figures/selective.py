@@ -49,7 +49,7 @@ def figure_selective(
             axes.tick_params(labelleft=False)
         above[0].set_ylabel("right")
         below[0].set_ylabel("wrong among kept")
-        below[0].legend(loc="upper left")
+        below[-1].legend(loc="upper right")
     return figure
 
 
