@@ -51,12 +51,12 @@ MEGABYTES: dict[str, Callable[[], str]] = {
 def test_a_megabyte_is_read_within_a_second(name: str) -> None:
     reply = MEGABYTES[name]()
     assert len(reply) > 0.9 * MB
-    start, code = time.process_time(), "ok"
+    start, code = time.thread_time(), "ok"
     try:
         read_example(reply, QUERY)
     except Unreadable as error:
         code = str(error)
-    assert time.process_time() - start < 1
+    assert time.thread_time() - start < 1
     assert code in {"ok", *CODES}
 
 

@@ -21,6 +21,7 @@ WRAPPERS = frozenset({
     "function", "functioncall", "toolcall", "tooluse", "call", "toolcalls", "functioncalls", "calls",
     "tooluses",
 })  # fmt: skip
+_PLAIN = {"name", "arguments"}
 _IDS = {"id", "callid", "toolcallid", "tooluseid"}
 _TYPES = {"function", "functioncall", "tooluse", "toolcall", "call", "custom"}
 _NO_CALLS = {"text", "thinking", "reasoning", "redactedthinking", "outputtext"}
@@ -52,6 +53,8 @@ def read_calls(value: Any, strict: bool = False) -> list[Call]:
         raise ValueError("a call without a name")
     if strict:
         return _strict(value)
+    if value.keys() <= _PLAIN and value.get("name") and isinstance(value["name"], str):
+        return [Call(value["name"], _arguments(value.get("arguments")))]  # nothing to look for: most calls
     held = {fold(key): key for key in value}
     if len(held) < len(value):
         raise ValueError("a key that stands twice, in two spellings")
