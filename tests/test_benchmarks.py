@@ -72,6 +72,7 @@ def own_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sources, "benchmark_file", lambda name: FIXTURES / f"{name}.json")
     monkeypatch.setattr(sources, "bfcl_file", bfcl_file)
+    monkeypatch.setattr(sources, "_bfcl_wheel", lambda: Path(__file__))  # where its questions stand
 
 
 def by_id(name: str, **settings: Any) -> dict[str, Sample]:
@@ -169,6 +170,7 @@ def test_a_broken_bfcl_record_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         sources, "bfcl_file", lambda category, answers: json.dumps(row).encode() * (not answers)
     )
+    monkeypatch.setattr(sources, "data_hash", lambda _: "of this row")
     with pytest.raises(BrokenData, match="BFCL multiple: record 0: field 'ground_truth' is no list of calls"):
         load("bfcl")
 

@@ -27,8 +27,8 @@ import pytest
 
 import ttsi
 from study.data.models import model_hash
+from study.run import export as exports
 from study.run.config import Profile
-from study.run.export import export, load_into
 from study.run.store import Store, settings_hash
 from study.run.study import Study
 from ttsi.engines.base import Prompt, Request
@@ -95,19 +95,25 @@ def again(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         patch.setattr(Study, "_load", lambda *_: pytest.fail("a model was loaded"))
         dtype = about["context"]["dtype"]  # "auto" may be another one on this machine
         study = Study(Profile.model_validate(about["profile"] | {"dtype": dtype}))
-        load_into(study.store.path, committed)
+        exports.load_into(study.store.path, committed)
+        stages = exports._stages
         with pytest.MonkeyPatch.context() as spy:
+
+            def unwatched(*given: Any) -> pd.DataFrame:
+                spy.setattr(Store, "get", get)  # it lists what is stored, asked for or not
+                return stages(*given)
+
+            spy.setattr(exports, "_stages", unwatched)
             spy.setattr(Store, "get", watched)
-            frames = [f() for p in (study, *map(study.variant, study.profile.variants))
-                      for f in (p.records, p.scores, p.examples_frame)]  # fmt: skip
+            exported = exports.export(study, runs / "again")  # makes every frame of every variant
+            spy.setattr(Store, "get", watched)
             for benchmark in study.profile.benchmarks:  # was run in every mode before one was enough
                 for mode in study.profile.modes_of(benchmark):
                     queries = [s.query for s in study.samples(benchmark, 0)]
                     study.play(("tt_si_and_icl", mode, "direct", 0), queries, benchmark, 0, False)
         if study.missing:
             pytest.skip(f"the keys hold hashes of the data: {'; '.join(study.missing.values())}")
-        assert any(len(frame) for frame in frames)
-        return Again(committed, export(study, runs / "again"), found)
+        return Again(committed, exported, found)
 
 
 def test_every_stored_result_is_found(again: Again) -> None:

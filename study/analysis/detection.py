@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import inf, nan, sqrt
 
 import numpy as np
@@ -185,16 +186,12 @@ def best_tau(
     Raises TooFew under ten right or wrong, with a single
     cluster, or if a fold leaves nothing wrong (or right) to choose by.
     """
-    from sklearn import model_selection
-
     m, right = _margins(margins, correct)
     check_enough(right, seeds)
     index = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
-    groups = np.array([index[name] for name in clusters])
     if len(index) < 2:
         raise TooFew("too few: a single cluster leaves nothing to choose tau by")
-    splitter = model_selection.StratifiedGroupKFold(min(folds, len(index)), shuffle=True, random_state=seed)
-    parts = list(splitter.split(m, right, groups))
+    parts = _folds(tuple(right.tolist()), tuple(index[name] for name in clusters), folds, seed)
     if any(right[train].all() or not right[train].any() for train, _ in parts):
         raise TooFew("too few: a fold leaves only right or only wrong answers to choose tau by")
 
@@ -221,6 +218,18 @@ def best_tau(
     )
 
 
+@lru_cache(maxsize=16)  # the estimators that are compared share their samples
+def _folds(
+    right: tuple[bool, ...], groups: tuple[int, ...], folds: int, seed: int
+) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
+    """(rows to choose by, rows held out) of each fold, right and wrong alike in all, no cluster in two."""
+    from sklearn import model_selection
+
+    n = min(folds, len(set(groups)))
+    splitter = model_selection.StratifiedGroupKFold(n, shuffle=True, random_state=seed)
+    return list(splitter.split(np.zeros(len(right)), right, groups))
+
+
 def _shuffled(values: Floats, samples: Sequence[Hashable], seed: int) -> Iterator[Floats]:
     """The values dealt to other samples, time and again; the rows of a sample stay together."""
     index = {name: i for i, name in enumerate(dict.fromkeys(samples))}
@@ -245,14 +254,17 @@ def _without_intervals(rates: Rates) -> Rates:
 
 def _peak(margins: Floats, right: Bools) -> float:
     """Smallest tau of highest J. Candidates lie halfway between neighbouring margins."""
-    distinct = np.unique(margins)
-    halfway = np.maximum((distinct[:-1] + distinct[1:]) / 2, np.nextafter(distinct[:-1], inf))
-    candidates = np.concatenate([distinct[:1], halfway, np.nextafter(distinct[-1:], inf)])
-    tpr, fpr = (
-        np.searchsorted(np.sort(margins[kind]), candidates, side="left") / kind.sum()
-        for kind in (~right, right)
-    )
-    return float(candidates[np.argmax(tpr - fpr)])
+    order = np.argsort(margins)
+    rising, n_right = margins[order], np.cumsum(right[order])
+    last = np.append(np.flatnonzero(rising[1:] > rising[:-1]), len(rising) - 1)  # of each distinct margin
+    fpr = n_right[last] / n_right[-1]
+    tpr = (last + 1 - n_right[last]) / (len(rising) - n_right[-1])
+    best = int(np.argmax(np.append(0.0, tpr - fpr)))
+    if best == 0:  # nothing is flagged
+        return float(rising[0])
+    below = rising[last[best - 1]]
+    above = rising[last[best - 1] + 1] if best < len(last) else below
+    return float(max((below + above) / 2, np.nextafter(below, inf)))
 
 
 def _margins(margins: npt.ArrayLike, correct: npt.ArrayLike) -> tuple[Floats, Bools]:

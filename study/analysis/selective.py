@@ -220,7 +220,9 @@ def ranked(score: Floats, right: npt.NDArray[np.bool_]) -> float:
     n = int(right.sum())
     if n in (0, len(right)):
         return float("nan")
-    return float((stats.rankdata(score)[right].sum() - n * (n + 1) / 2) / (n * (len(right) - n)))
+    wrong, others = np.sort(score[~right]), score[right]
+    twice = sum(int(np.searchsorted(wrong, others, side=side).sum()) for side in ("left", "right"))
+    return twice / 2 / (n * len(wrong))
 
 
 def against_base(rows: pd.DataFrame, surer: float = 1) -> dict[str, Any]:

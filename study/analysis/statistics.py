@@ -225,7 +225,15 @@ def cluster_bootstrap(
     # In the order of their names: the order of records is an accident of who exported them.
     groups = [np.array(members[name]) for name in sorted(members, key=repr)]
     rng = np.random.default_rng(seed)
-    drawn = (np.concatenate([groups[i] for i in rng.integers(k, size=k)]) for _ in range(CLUSTER_DRAWS))
+    every, size = np.concatenate(groups), np.array([len(g) for g in groups])
+    start = np.cumsum(size) - size
+
+    def draw() -> Places:
+        picked = rng.integers(k, size=k)
+        n = size[picked]
+        return every[np.repeat(start[picked] - np.cumsum(n) + n, n) + np.arange(n.sum())]
+
+    drawn = (draw() for _ in range(CLUSTER_DRAWS))
     tail = (1 - LEVEL) / 2
     low, high = np.nanquantile([value(places) for places in drawn], [tail, 1 - tail])
     return Estimate(value(np.arange(len(clusters))), float(low), float(high), k, "cluster bootstrap")

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -94,9 +95,15 @@ def load(
         raise ValueError(f"no benchmark {name!r}; there are {', '.join([*FILES, *_OWN])}")
     if n is not None and n < 0:
         raise ValueError(f"n = {n} is negative")
-    raws = sorted(_raws(name), key=lambda raw: _hash(name, raw.id))
     # Everything is read, whatever n is: a broken record shouldn't wait for a larger n to be found.
-    return [_sample(raw, name, tool_order, seed, keep_components) for raw in raws][:n]
+    return list(_loaded(name, fingerprint(name), tool_order, seed, keep_components)[:n])
+
+
+@lru_cache(maxsize=32)  # an analysis asks some thirty times for a dozen readings of a second each
+def _loaded(name: str, content: str, tool_order: str, seed: int, keep_components: bool) -> tuple[Sample, ...]:
+    """All samples; `content` is the fingerprint of what they are read from."""
+    raws = sorted(_raws(name), key=lambda raw: _hash(name, raw.id))
+    return tuple(_sample(raw, name, tool_order, seed, keep_components) for raw in raws)
 
 
 def to_sample(

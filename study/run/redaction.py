@@ -65,10 +65,12 @@ def quotations(text: str) -> set[tuple[str, ...]]:
 
 
 def _alike(text: str, question: str) -> bool:
-    matcher = difflib.SequenceMatcher(None, compared(text), compared(question), autojunk=False)
-    # Each of the first two is an upper bound of the third, and far cheaper.
-    bounds = (matcher.real_quick_ratio, matcher.quick_ratio)
-    return all(bound() >= ALIKE for bound in bounds) and copy_ratio(text, question) >= ALIKE
+    left, right = compared(text), compared(question)
+    # Each of the first two bounds the third from above and is far cheaper; a matcher first indexes its texts.
+    if 2 * min(len(left), len(right)) < ALIKE * (len(left) + len(right)):
+        return False
+    matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
+    return matcher.quick_ratio() >= ALIKE and copy_ratio(text, question) >= ALIKE
 
 
 def _words(value: Any) -> Iterator[str]:

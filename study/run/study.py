@@ -86,7 +86,6 @@ class Study(Reading):
         self.adapters: dict[Any, Done[Trained]] = {}
         self.at_work: frozenset[str] | None = None
         self._samples: dict[tuple[str, int], list[Sample]] = {}
-        self._read: dict[tuple[Any, ...], list[Sample]] = of._read if of else {}
 
     @property
     def folder(self) -> Path:
@@ -111,13 +110,10 @@ class Study(Reading):
         key = (benchmark, seed)
         if key not in self._samples:
             p = self.profile
-            read = (*key, p.tool_order, p.keep_components)  # a variant reads what its study has read
             try:
-                if read not in self._read:
-                    self._read[read] = benchmarks.load(
-                        benchmark, tool_order=p.tool_order, seed=seed, keep_components=p.keep_components
-                    )
-                self._samples[key] = self._read[read][: p.benchmarks.get(benchmark)]
+                self._samples[key] = benchmarks.load(
+                    benchmark, p.benchmarks.get(benchmark), p.tool_order, seed, p.keep_components
+                )
             except sources.Unavailable as error:
                 self.missing[benchmark] = str(error)
                 self._samples[key] = []
