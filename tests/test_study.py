@@ -311,8 +311,12 @@ def test_a_group_that_was_cut_is_computed_whole(runs: Path) -> None:
 def test_other_words_in_a_prompt_are_other_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever writes them: the prompts, the reading of messages, or the reading of tools."""
 
-    def key() -> str:
+    def forget() -> None:
+        benchmarks._loaded.cache_clear()
         keys.prompts_hash.cache_clear()
+
+    def key() -> str:
+        forget()
         return keys.prompts_hash("fixture", 0, "shuffled", False)
 
     before = key()
@@ -327,7 +331,7 @@ def test_other_words_in_a_prompt_are_other_results(monkeypatch: pytest.MonkeyPat
         patch.setitem(conversations._ROLES, "agent", "user")
         assert key() != before, "one conversation of the fixture has an agent"
     assert key() == before
-    keys.prompts_hash.cache_clear()
+    forget()
 
 
 def test_the_key_is_the_same_for_any_n_and_differs_by_seed(runs: Path) -> None:
