@@ -113,6 +113,8 @@ def again(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
                     study.play(("tt_si_and_icl", mode, "direct", 0), queries, benchmark, 0, False)
         if study.missing:
             pytest.skip(f"the keys hold hashes of the data: {'; '.join(study.missing.values())}")
+        frames = [pd.read_parquet(exported / f"{name}.parquet") for name in ("records", "scores", "examples")]
+        assert any(len(frame) for frame in frames)
         return Again(committed, exported, found)
 
 
