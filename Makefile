@@ -66,7 +66,9 @@ fetch: setup ## models and data of the default profile, ahead of time
 	@$(PY) -m study.data.sources fetch default
 
 # Threads that sleep while they wait: alone a fifth to a third slower, where processes share cores many times faster.
+# One to each of the two processes that run all tests: they ask for no more cores than there are.
 test test-faults test-ray test-vllm: export OMP_WAIT_POLICY ?= PASSIVE
+test: export OMP_NUM_THREADS ?= 1
 test: setup ## all tests
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 

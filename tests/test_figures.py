@@ -15,6 +15,7 @@ from PIL import Image
 from test_tables import PCS, arm, arms, costed, curves_of, embedded, judged, samples_frame, scores, timed
 
 from study.analysis import figures, look, statistics, synthetic
+from study.analysis.answers import Answers, compare, differences
 
 
 def several_arms(n=24, seed=0):
@@ -37,6 +38,16 @@ def main_results():
 
 def controls(records):
     return played("09", records, "view", {"variants": {"again": {"seeds": [1]}}})["table"]
+
+
+def beside_grammar(benchmark="fixture"):
+    """Notebook 11's last table of one benchmark: a grammar mends three answers, spoils one."""
+    verdicts = {"base": [0] * 11 + [1], "constrained": [1] * 3 + [0] * 9, "tt_si": [0] * 11 + [1]}
+    rows = pd.concat([arm(name, right, code="ok") for name, right in verdicts.items()])
+    found = {name: Answers(rows, name) for name in verdicts}
+    against = [None if name == "constrained" else found["constrained"] for name in found]
+    scored = compare(found, against="base").assign(model="qwen2.5-coder-0.5b", benchmark=benchmark)
+    return scored.join(differences(found.values(), against, "grammar_"))
 
 
 @cache
@@ -69,6 +80,7 @@ def values():
         ),
         "costs": (figures.figure_costs, costed(timed(), until="figure")["cost"]),
         "controls": (figures.figure_controls, controls(records)),
+        "grammar": (figures.figure_grammar, beside_grammar()),
     }
 
 
@@ -121,7 +133,7 @@ def test_every_arm_has_its_own_colour():
 
 def test_no_text_leaves_the_page():
     """Long names widen their column; nothing is cut off at an edge."""
-    for name in ("methods", "controls", "rivals", "scaling"):
+    for name in ("methods", "controls", "grammar", "rivals", "scaling"):
         draw, table = values()[name]
         figure = draw(table)
         renderer = FigureCanvasAgg(figure).get_renderer()
@@ -130,6 +142,14 @@ def test_no_text_leaves_the_page():
             for text in (*axes.get_yticklabels(), *axes.texts, *figure.texts):
                 box = text.get_window_extent(renderer)
                 assert box.x0 >= -1 and box.x1 <= width + 1, (name, text.get_text())
+
+
+def test_each_benchmark_stands_beside_its_own_grammar():
+    drawn = figures.figure_grammar(pd.concat([beside_grammar("sealtool"), beside_grammar("bfcl")]))
+    shown = words(drawn)
+    assert "SealTool, 0.5B, n = 12" in shown and "BFCL, 0.5B, n = 12" in shown
+    assert shown.count("+1 −3") == 4  # base and tt_si, twice; the grammar isn't held against itself
+    assert shown.count("+") == 4
 
 
 def test_what_was_not_run_is_named_and_not_drawn():
@@ -155,6 +175,7 @@ def test_what_was_not_run_is_named_and_not_drawn():
         (figures.figure5_embeddings, lambda: synthetic.laid_out(pd.DataFrame(columns=list(PCS)))),
         (figures.figure_costs, lambda: costed(pd.DataFrame(), until="figure")["cost"]),
         (figures.figure_controls, lambda: played("09", pd.DataFrame(), "view")["table"]),
+        (figures.figure_grammar, lambda: beside_grammar().iloc[:0]),
     ],
 )
 def test_nothing_run_is_a_figure_that_says_so(draw, table):

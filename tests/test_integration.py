@@ -28,10 +28,16 @@ def engine() -> TorchEngine:
     return TorchEngine(folder, dtype="float32")
 
 
+def short(n: int) -> list[benchmarks.Sample]:
+    """BFCL's n shortest prompts of two to six tools."""
+    several = (s for s in benchmarks.load("bfcl", 300) if 2 <= len(s.tools) <= 6)
+    return sorted(several, key=lambda s: len(prompts.system(s.tools)))[:n]
+
+
 @pytest.fixture(scope="module")
 def samples() -> list[benchmarks.Sample]:
     try:
-        return benchmarks.load("bfcl", 4)
+        return short(4)
     except sources.Unavailable as error:
         pytest.skip(str(error))
 
@@ -104,7 +110,7 @@ def test_every_turn_of_a_conversation_reaches_the_model(model: str, engine: Torc
 
 def closing_tokens(engine: TorchEngine) -> list[float]:
     """Log-probability (nats) of the top candidate's last scored token, on 20 BFCL samples."""
-    queries = [s.query for s in benchmarks.load("bfcl", 60) if 2 <= len(s.tools) <= 6][:20]
+    queries = [s.query for s in short(20)]
     out = []
     for query in queries:
         scored = estimator.score(engine, [query])[0]

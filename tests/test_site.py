@@ -22,7 +22,7 @@ from study.analysis import statistics
 from study.analysis.answers import Answers, Key, column, compare
 from study.run.results import Results
 from study.run.study import Study
-from study.site import front, records
+from study.site import front, markdown, records
 from study.site.build import ROOT, Site, build, folders
 
 
@@ -164,7 +164,7 @@ def test_the_headline_is_the_tables(site: Path) -> None:
 def test_the_page_of_results_is_the_tables() -> None:
     """docs/results.md is written, never typed: `make site` writes it anew where this fails."""
     told = front.tell(folders(ROOT))
-    text = front.markdown(told, ROOT)
+    text = markdown.results(told, ROOT)
     assert (ROOT / "docs" / "results.md").read_text() == text
     assert text.count("\n## ") == len(told) and text.count("![") >= len(told) - 2
     for link in re.findall(r"\]\(([^)#]+)\)", text):

@@ -195,26 +195,20 @@ def best_tau(
     if any(right[train].all() or not right[train].any() for train, _ in parts):
         raise TooFew("too few: a fold leaves only right or only wrong answers to choose tau by")
 
-    def out_of_fold(values: Floats) -> tuple[Bools, list[float]]:
-        taus = [_peak(values[train], right[train]) for train, _ in parts]
-        flagged = np.zeros(len(values), dtype=bool)
-        for tau, (_, held_out) in zip(taus, parts, strict=True):
-            flagged[held_out] = values[held_out] < tau
-        return flagged, taus
-
-    flagged, taus = out_of_fold(m)
-    here = flagged[~right].mean() - flagged[right].mean()
-    useless = np.array([
-        f[~right].mean() - f[right].mean()
-        for f, _ in map(out_of_fold, _shuffled(m, samples or range(len(m)), seed))
-    ])  # fmt: skip
+    dealt = np.stack([m, *_shuffled(m, samples or range(len(m)), seed)])  # the margins, then chance
+    flagged, taus = np.zeros(dealt.shape, bool), []
+    for train, held_out in parts:
+        chosen = _peaks(dealt[:, train], right[train])
+        flagged[:, held_out] = dealt[:, held_out] < chosen[:, None]
+        taus.append(float(chosen[0]))
+    js = flagged[:, ~right].mean(axis=1) - flagged[:, right].mean(axis=1)
     middle = float(np.median(taus))
     return BestTau(
         tuple(taus),
-        _without_intervals(_rates(flagged, right, middle, seeds)),
-        _without_intervals(rates(m, right, _peak(m, right), seeds)),
-        float(np.quantile(useless, 0.95)),
-        float((1 + (useless >= here - 1e-9).sum()) / (1 + SHUFFLES)),
+        _without_intervals(_rates(flagged[0], right, middle, seeds)),
+        _without_intervals(rates(m, right, float(_peaks(m[None], right)[0]), seeds)),
+        float(np.quantile(js[1:], 0.95)),
+        float((1 + (js[1:] >= js[0] - 1e-9).sum()) / (1 + SHUFFLES)),
     )
 
 
@@ -252,19 +246,20 @@ def _without_intervals(rates: Rates) -> Rates:
     return replace(rates, **bare)
 
 
-def _peak(margins: Floats, right: Bools) -> float:
-    """Smallest tau of highest J. Candidates lie halfway between neighbouring margins."""
-    order = np.argsort(margins)
-    rising, n_right = margins[order], np.cumsum(right[order])
-    last = np.append(np.flatnonzero(rising[1:] > rising[:-1]), len(rising) - 1)  # of each distinct margin
-    fpr = n_right[last] / n_right[-1]
-    tpr = (last + 1 - n_right[last]) / (len(rising) - n_right[-1])
-    best = int(np.argmax(np.append(0.0, tpr - fpr)))
-    if best == 0:  # nothing is flagged
-        return float(rising[0])
-    below = rising[last[best - 1]]
-    above = rising[last[best - 1] + 1] if best < len(last) else below
-    return float(max((below + above) / 2, np.nextafter(below, inf)))
+def _peaks(margins: Floats, right: Bools) -> Floats:
+    """Smallest tau of highest J for each row of margins, (rows, samples). Candidates lie halfway between
+    neighbouring margins."""
+    order = np.argsort(margins, axis=1)
+    rising, n_right = np.take_along_axis(margins, order, 1), np.cumsum(right[order], axis=1)
+    flagged, total = np.arange(1, len(right) + 1), right.sum()
+    j = (flagged - n_right) / (len(right) - total) - n_right / total
+    j[:, :-1][rising[:, 1:] == rising[:, :-1]] = -inf  # only behind the last of equal margins
+    best = j.argmax(axis=1)[:, None]
+    below = np.take_along_axis(rising, best, 1)
+    above = np.take_along_axis(rising, np.minimum(best + 1, len(right) - 1), 1)
+    tau = np.maximum((below + above) / 2, np.nextafter(below, inf))
+    tau = np.where(np.take_along_axis(j, best, 1) > 0, tau, rising[:, :1])  # else nothing is flagged
+    return tau[:, 0]
 
 
 def _margins(margins: npt.ArrayLike, correct: npt.ArrayLike) -> tuple[Floats, Bools]:

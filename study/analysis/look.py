@@ -52,6 +52,10 @@ ARMS = {
     "amortised": "#117777",
     "random_subset": "#997700",
     "self_consistency": "#994455",
+    "constrained": "#44aa99",
+    "tt_si_constrained": "#003366",
+    "tt_si_selective": "#7a5cc4",
+    "tt_si_selective_constrained": "#4b1a86",
 }
 KNOWN = {"benchmark": tuple(BENCHMARKS), "inference": ("direct", "majority", "pass@5"), "arm": tuple(ARMS)}
 NOT_RUN = "not run in this profile"

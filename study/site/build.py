@@ -88,10 +88,11 @@ class Site:
             table = told.folder and told.folder / f"{asked.table}.md"
             links += [("Table", self._link(table))] if table and table.exists() else []
             shown = self._link(picture) if picture and picture.exists() else ""
+            said = told.sentence.splitlines()
             questions.append({
-                "asks": asked.asks, "sentence": told.sentence, "intervals": told.intervals, "links": links,
+                "asks": asked.asks, "sentences": said, "intervals": told.intervals, "links": links,
                 "run": told.folder.name if told.folder and told.folder != figures else "",
-                "picture": shown, "alt": f"Figure to the question “{asked.asks}”: {told.sentence}",
+                "picture": shown, "alt": f"Figure to the question “{asked.asks}”: {said[0]}",
             })  # fmt: skip
         docs = [self.root / "README.md", *sorted((self.root / "docs").glob("*.md"))]
         self._page(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,10 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Told:
-    """An answered question: its sentence, its run's folder of figures (None: no run), and its effects."""
+    """An answered question: its sentence, its run's folder of figures (None: no run), and its effects.
+
+    sentence: several statements stand one to a line.
+    """
 
     asked: Asked
     sentence: str
@@ -82,8 +84,12 @@ def told_from_zero(rows: Sequence[Row], name: str = "difference") -> str:
 
 
 def _sentence(*parts: str) -> str:
-    text = "; ".join(filter(None, parts))
-    return text[:1].upper() + text[1:] + "." if text else ""
+    return _lines("; ".join(filter(None, parts)))
+
+
+def _lines(*parts: str) -> str:
+    """Each part a sentence of its own, one to a line."""
+    return "\n".join(f"{part[:1].upper()}{part[1:]}." for part in parts if part)
 
 
 def _effects(table: pd.DataFrame, name: str = "difference") -> list[Row]:
@@ -112,7 +118,17 @@ def _main(table: pd.DataFrame, folder: Path) -> str:
 
 
 def _modes(table: pd.DataFrame, folder: Path) -> str:
-    return _sentence(f"activated minus exact adapters: {told_from_zero(_effects(table))}")
+    return _sentence(*(
+        f"activated minus exact adapters, {look.label(r['benchmark'])}: {_changed(r)}"
+        for r in _effects(table)
+    ))  # fmt: skip
+
+
+def _changed(r: Row) -> str:
+    return (
+        f"{look.spread(r, 'difference', sign='+')} points, n = {r['pairs']:g}, {r['gained']:g} gained, "
+        f"{r['lost']:g} lost"
+    )
 
 
 def _awareness(table: pd.DataFrame, folder: Path) -> str:
@@ -169,12 +185,12 @@ def _selective(table: pd.DataFrame, folder: Path) -> str:
         changed = f"{rule['gained']:g} gained, {rule['lost']:g} lost, n = {rule['n']:g}"
         gain = look.spread(rule, "difference", sign="+")
         said.append(f"{_named(model, benchmark, own)}: {gain} points against base, {changed}{beside}")
-    return _sentence(*said)
+    return _lines(*said)
 
 
 def _hypotheses(table: pd.DataFrame, folder: Path) -> str:
     tested = table[table["set"].str.startswith("confirmatory") & table["p_holm"].notna()]
-    return _sentence(*(
+    return _lines(*(
         f"{r['set'].removeprefix('confirmatory: ')}, {r['hypothesis']}, {r['what']}: "
         f"{look.spread(r, 'value', sign='+' * (r['hypothesis'] not in selective.NOTHING))}, "
         f"n = {r['n']:g}, p = {r['p_holm']:.2g} after Holm, {selective.outcome(r)}"
@@ -188,24 +204,24 @@ def _grammar(table: pd.DataFrame, folder: Path) -> str:
         of = {r["name"]: r for r in look.rows_of(rows)}
         plain = f"{look.spread(of['constrained'], 'difference', sign='+')}, n = {of['constrained']['n']:g}"
         more = [f"{arm} against that {look.spread(r, 'grammar_difference', sign='+')}"
-                for arm, r in of.items() if pd.notna(r["grammar_difference"])]  # fmt: skip
+                for arm, r in of.items() if arm != "base" and pd.notna(r["grammar_difference"])]  # fmt: skip
         said.append(f"{_named(model, benchmark, own)}: a grammar alone makes {plain}; {', '.join(more)}")
     tested = folder / "table_hypotheses_grammar.csv"
-    first = f"{_hypotheses(pd.read_csv(tested), folder)} " if tested.exists() else ""
-    return first + _sentence(*said)
+    first = _hypotheses(pd.read_csv(tested), folder) if tested.exists() else ""
+    return "\n".join(filter(None, [first, _lines(*said)]))
 
 
 def _several(table: pd.DataFrame, folder: Path) -> str:
     n = table["n"]
     many = f"{n.min():g}" if n.min() == n.max() else f"{n.min():g} to {n.max():g}"
-    return _sentence(f"on {many} samples, against the model as it is, {told_from_zero(_effects(table))}")
+    rows = _effects(table)
+    each = [f"{look.arm_name(r)}: {_changed(r)}" for r in rows]
+    return _lines(f"on {many} samples, against the model as it is, {told_from_zero(rows)}", *each)
 
 
 def _sizes(table: pd.DataFrame, folder: Path) -> str:
-    return _sentence(*(
-        f"{look.size(r['model'])}, {r['arm']}, {r['mode']}: {look.spread(r, 'difference', sign='+')} points, "
-        f"{r['gained']:g} gained, {r['lost']:g} lost, n = {r['pairs']:g}"
-        for r in _effects(table)
+    return _lines(*(
+        f"{look.size(r['model'])}, {r['arm']}, {r['mode']}: {_changed(r)}" for r in _effects(table)
     ))  # fmt: skip
 
 
@@ -221,7 +237,7 @@ def _controls(table: pd.DataFrame, folder: Path) -> str:
 def _scaling(table: pd.DataFrame, folder: Path) -> str:
     most = table.sort_values("training_samples", kind="stable").drop_duplicates(["arm", "mode"], keep="last")
     rows = look.rows_of(most[most["arm"].isin(["base", "sft", "tt_si"])])
-    return _sentence(*(
+    return _lines(*(
         f"{r['arm']}{'' if r['mode'] == 'none' else ', ' + r['mode']}, "
         f"{count(r['training_samples'], 'training sample')}: {look.spread(r, 'accuracy')} %, n = {r['n']:g}"
         for r in rows
@@ -273,7 +289,7 @@ ASKED = [
           _hypotheses),
     Asked("How much likelier must an adapted answer be?", "table_hypotheses_factor", "figure_acceptance",
           "11", _hypotheses),
-    Asked("What is left beside a grammar of the tools?", "table_constrained", "figure_controls", "11",
+    Asked("What is left beside a grammar of the tools?", "table_constrained", "figure_grammar", "11",
           _grammar),
     Asked("Does the fast way of training cost accuracy?", "table_modes", "", "08", _modes, _effects),
     Asked("What does it cost?", "bench", "bench", "08", _cost, by=""),
@@ -287,34 +303,6 @@ ASKED = [
           by="asked"),
     Asked("What is a gain made of?", "table_controls", "figure_controls", "09", _controls, by=""),
 ]  # fmt: skip
-
-
-def markdown(told: Sequence[Told], root: Path) -> str:
-    """The questions with their answers as Markdown for docs/: the picture first, then the sentence."""
-    parts = [
-        "# Results\n\nWritten by `make site` from the committed tables; brackets are 95 % intervals. What is "
-        "confirmatory and what was found by looking: [hypotheses.md](hypotheses.md)."
-    ]
-    for t in told:
-        links = [f"[notebook {t.asked.notebook}](../{p.relative_to(root)}){_outputs(p, t.folder)}"
-                 for p in sorted(root.glob(f"notebooks/{t.asked.notebook}_*.ipynb"))]  # fmt: skip
-        files = (
-            [t.folder / f"{n}.{e}" for n, e in ((t.asked.picture, "png"), (t.asked.table, "md"))]
-            if t.folder
-            else []
-        )
-        shown = {p.suffix: f"../{p.relative_to(root).as_posix()}" for p in files if p.exists()}
-        picture = [f"![{t.asked.asks}]({shown['.png']})"] if ".png" in shown else []
-        links = ([f"[table]({shown['.md']})"] if ".md" in shown else []) + links
-        run = [f"run `{t.folder.name}`"] if t.folder and t.folder.name != "figures" else []
-        parts.append("\n\n".join([f"## {t.asked.asks}", *picture, t.sentence, " · ".join([*run, *links])]))
-    return "\n\n".join(parts) + "\n"
-
-
-def _outputs(notebook: Path, folder: Path | None) -> str:
-    """Which run a notebook carries the outputs of, where it isn't the one that is told of."""
-    made = json.loads(notebook.read_text())["metadata"].get("ttsi", {}).get("profile", "")
-    return f" (with the outputs of `{made}`)" if folder and made not in ("", folder.name) else ""
 
 
 # --- intervals ------------------------------------------------------------------------------------------
@@ -334,10 +322,6 @@ def _intervals(rows: Sequence[Row]) -> list[Row]:
         named += [r["model"]] if "variant" in r else []
         name = ", ".join(str(x) for x in named if x and pd.notna(x) and x not in ("direct", "none"))
         low, high = place(r["difference_low"]), place(r["difference_high"])
-        text = (
-            f"{name}: {look.spread(r, 'difference', sign='+')} points, n = {r['pairs']:g}, "
-            f"{r['gained']:g} gained, {r['lost']:g} lost"
-        )
-        out.append({"text": text, "zero": place(0), "low": low, "width": round(high - low, 2),
-                    "value": place(r["difference"])})  # fmt: skip
+        out.append({"text": f"{name}: {_changed(r)}", "zero": place(0), "low": low,
+                    "width": round(high - low, 2), "value": place(r["difference"])})  # fmt: skip
     return out

@@ -17,6 +17,7 @@ from study.analysis.figures.results import (
     figure2_methods,
     figure3_model_size,
     figure_controls,
+    figure_grammar,
     main_results_figure,
 )
 from study.analysis.figures.selective import figure_acceptance, figure_selective
@@ -35,6 +36,7 @@ __all__ = [
     "figure_break_even",
     "figure_controls",
     "figure_costs",
+    "figure_grammar",
     "figure_scale",
     "figure_selective",
     "figure_threshold",

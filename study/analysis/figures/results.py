@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.analysis.figures.style import COLOURS, NEUTRAL, draw_interval, notice, panels, style, symmetric
-from study.analysis.look import arm_name, label, model_label, rows_of
+from study.analysis.look import arm_name, label, model_label, rows_of, size
 
 READING = (
     "Left: accuracy, 95 % Wilson interval. Right: difference to {} on the same samples, paired 95 % "
@@ -76,6 +76,19 @@ def figure_controls(table: pd.DataFrame) -> Figure:
     against = "tt_si in the same mode (base under another setting: to base)"
     caption = READING.format(against) + " In brackets: n."
     return forest(groups, caption, "No control was scored", "Difference to tt_si")
+
+
+def figure_grammar(table: pd.DataFrame) -> Figure:
+    """What is left beside a grammar of the tools, by benchmark and model; notebook 11's `table`."""
+    there = table[table["accuracy"].notna()].assign(arm=table["name"])
+    groups = {}
+    for (model, benchmark), rows in there.groupby(["model", "benchmark"], sort=False):
+        name = f"{label(str(benchmark))}, {size(str(model))}"
+        heading, lines = _counted(name, rows, [(str(r["arm"]), r, "grammar_") for r in rows_of(rows)])
+        groups[heading] = lines
+    caption = READING.format("constrained, the base model under the grammar,")
+    caption += " In brackets, where it differs: n."
+    return forest(groups, caption, "No answer was given under a grammar", "Difference to constrained")
 
 
 def _lines(rows: pd.DataFrame, table: pd.DataFrame) -> list[Line]:
@@ -153,6 +166,6 @@ def _draw(accuracy: Axes, differences: Axes, row: Mapping[str, Any], prefix: str
             axes.plot(row[paper], height + 0.24, "D", ms=4.2, mfc="white", mec=colour, mew=1.2, zorder=3)
     gained, lost = row[f"{prefix}gained"], row[f"{prefix}lost"]
     if pd.notna(gained):
-        differences.annotate(f"+{gained} −{lost}", (1, height), xytext=(3, 0), fontsize=7,
+        differences.annotate(f"+{gained:g} −{lost:g}", (1, height), xytext=(3, 0), fontsize=7,
                              xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
                              color=colour, annotation_clip=False)  # fmt: skip
