@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,7 @@ from cells import played
 from scipy import stats
 
 from study.analysis import constrained, selective
+from study.analysis.answers import Answers
 from study.analysis.selective import Asked
 
 THREE = Asked("m", {"b": 6})
@@ -64,6 +66,13 @@ def test_a_failure_of_the_machine_is_left_out_and_counted() -> None:
     assert constrained.attempted(records, pd.DataFrame(), THREE) == {"b": 6}
     assert constrained.failures(records, THREE) == 1
     assert "s2" not in set(constrained.verdicts(records, THREE)["sample"])
+
+
+@pytest.mark.parametrize(("failed", "mended"), [(None, (1, 2)), (0, (0, 1)), (2, (1, 1))])
+def test_which_gains_the_grammar_has_too(failed: int | None, mended: tuple[int, int]) -> None:
+    found = {arm: Answers(four(failed), arm) for arm in constrained.ARMS}
+    assert constrained.mended(found, "tt_si_selective") == mended
+    assert all(map(isnan, constrained.mended(found, "constrained")))
 
 
 @pytest.mark.parametrize("arm", constrained.ARMS)

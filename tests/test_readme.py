@@ -1,15 +1,20 @@
-"""The README's own code runs as it stands, but for a smaller model."""
+"""The README's own code runs as it stands, but for a smaller model; its numbers are the tables'."""
 
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import pytest
 
 from study.data import sources
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
 
 
 def test_the_example_on_own_tools_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,3 +41,40 @@ def test_the_example_on_own_tools_runs(capsys: pytest.CaptureFixture[str]) -> No
 def test_every_file_that_the_readme_names_is_there() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text()):
         assert (README.parent / target).exists(), target
+
+
+# --- what the README says of the runs -------------------------------------------------------------------
+
+NUMBER = r"[-+]?\d+(?:\.\d+)?"
+QUOTED = re.compile(rf"(?<![\w.,])({NUMBER})(?: %| points)? \[({NUMBER}), ({NUMBER})\]")
+TELLING = ["README.md", "docs/findings.md", "docs/method.md", "docs/hypotheses.md"]
+
+
+def told(path: Path) -> list[tuple[str, ...]]:
+    """Every "value [low, high]" of a text, without signs of plus."""
+    text = " ".join(path.read_text().split()).replace("−", "-")
+    return [tuple(x.removeprefix("+") for x in quote) for quote in QUOTED.findall(text)]
+
+
+@cache
+def estimates() -> npt.NDArray[np.float64]:
+    """Every estimate with its interval in the tables, (estimates, 3): as it stands and in hundredths."""
+    found = [np.array(told(ROOT / "figures" / "bench.md"), float)]
+    for path in sorted((ROOT / "figures" / "full").glob("*.csv")):
+        table = pd.read_csv(path)
+        for low in [str(c) for c in table if str(c).endswith("low")]:
+            stem = low.removesuffix("low")
+            for value in {stem.rstrip("_"), f"{stem}share", stem or "accuracy"} & {*table}:
+                found.append(table[[value, low, f"{stem}high"]].to_numpy(float))
+    rows = np.concatenate(found)
+    return np.concatenate([rows, 100 * rows])
+
+
+@pytest.mark.parametrize("name", TELLING)
+def test_every_interval_that_is_told_stands_in_a_table(name: str) -> None:
+    quotes = told(ROOT / name)
+    assert quotes
+    for quote in quotes:
+        unit = 10.0 ** -len(quote[0].partition(".")[2])
+        near = np.abs(estimates() - np.array(quote, float)) <= 0.5 * unit + 1e-6
+        assert near.all(axis=1).any(), quote

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import nan
+
 import pandas as pd
 
 from study.analysis import selective, statistics
+from study.analysis.answers import Answers
 from study.analysis.selective import Asked
 
 SETS = {"primary": selective.PRIMARY, "secondary": selective.SECONDARY}
@@ -48,6 +52,18 @@ def _of(records: pd.DataFrame, asked: Asked) -> pd.DataFrame:
     """Direct answers of the four arms on a set, one per sample and arm."""
     rows = records[records["benchmark"].isin(asked.samples) & records["arm"].isin(ARMS)]
     return rows[(rows["inference"] == "direct") & (rows["seed"] == selective.REGISTERED["seeds"][0])]
+
+
+def mended(found: Mapping[str, Answers], arm: str) -> tuple[float, float]:
+    """Of the samples that the arm gains against base: how many the grammar alone gets right too, of how many.
+
+    found: by arm, base and constrained among them; on the samples that all three answered.
+    """
+    if arm in ("base", "constrained"):
+        return nan, nan
+    right = pd.DataFrame({a: found[a].correct.mean(axis=1) for a in (arm, "base", "constrained")}).dropna()
+    gained = right[(right[arm] == 1) & (right["base"] == 0)]
+    return int((gained["constrained"] == 1).sum()), len(gained)
 
 
 def hypotheses(table: pd.DataFrame) -> pd.DataFrame:

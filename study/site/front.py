@@ -88,8 +88,11 @@ def _sentence(*parts: str) -> str:
 
 
 def _lines(*parts: str) -> str:
-    """Each part a sentence of its own, one to a line."""
-    return "\n".join(f"{part[:1].upper()}{part[1:]}." for part in parts if part)
+    """Each part a sentence of its own, one to a line; an arm's name stays as it is."""
+    arms = tuple(arm for arm in look.ARMS if arm != "base")
+    return "\n".join(
+        f"{part if part.startswith(arms) else part[:1].upper() + part[1:]}." for part in parts if part
+    )
 
 
 def _effects(table: pd.DataFrame, name: str = "difference") -> list[Row]:
