@@ -139,7 +139,7 @@ def test_an_export_of_an_export_is_the_same(again: Again) -> None:
     pd.testing.assert_frame_equal(*both("samples", ["benchmark", "sample", "seed"]))
     question = ["variant", "benchmark", "sample", "seed"]
     for name, key, other in (
-        ("examples", [*question, "index"], None),
+        ("examples", [*question, "writer", "index"], None),
         ("scores", question, None),
         ("records", [*question, "arm", "mode", "inference", "pool_n"], "source"),
     ):
