@@ -108,8 +108,8 @@ def test_the_twin_of_nexusraven_has_other_ids(tmp_path: Path, monkeypatch: pytes
 def test_a_smaller_n_is_a_prefix_for_every_seed() -> None:
     for name in benchmarks.FILES:
         everything = [sample.id for sample in load(name)]
-        for n in {*range(3), *range(0, len(everything), 23), *(len(everything) + i for i in (-1, 0, 1))}:
-            assert [sample.id for sample in load(name, n, seed=n)] == everything[:n]
+        for n in range(len(everything) + 2):
+            assert [sample.id for sample in load(name, n, seed=n % 5)] == everything[:n]
     assert [s.id for s in load("sealtool")] != sorted(s.id for s in load("sealtool"))  # permuted at all
 
 
