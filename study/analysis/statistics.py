@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import isnan, nan, sqrt
 from typing import Any
 
@@ -187,6 +188,7 @@ def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
     return dict(zip(p_values, map(float, adjusted), strict=True))
 
 
+@cache  # a table asks it for the same few pairs, row after row
 def smallest_detectable(n: int, discordant: float, power: float = 0.8) -> float:
     """Smallest true paired difference that McNemar's test finds with the given power; nan if none.
 

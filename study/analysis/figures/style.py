@@ -65,8 +65,9 @@ def save_figure(figure: Figure, values: pd.DataFrame, name: str, profile: str) -
     }
     with style():
         for kind, metadata in undated.items():
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, metadata=metadata)
+            # A PNG is compressed once, below.
+            packing: dict[str, Any] = {"pil_kwargs": {"compress_level": 0}} if kind == "png" else {}
+            figure.savefig(buffer := io.BytesIO(), format=kind, metadata=metadata, **packing)
             made = buffer.getvalue()
             write(folder / f"{name}.{kind}", _fewer_colours(made) if kind == "png" else made)
     write(folder / f"{name}.csv", csv_bytes(values))
