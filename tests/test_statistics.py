@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
-from statsmodels.stats import contingency_tables, proportion
+from statsmodels.stats import contingency_tables, multitest, proportion
 
 from study.analysis import detection, statistics
 from study.analysis.statistics import TooFew
@@ -167,6 +167,13 @@ def test_holm_by_hand_and_in_order():
     assert statistics.holm({}) == {}
     with pytest.raises(ValueError, match="out of range"):
         statistics.holm({"a": float("nan")})
+
+
+@pytest.mark.parametrize("n", [1, 2, 17])
+def test_holm_equals_statsmodels_also_where_p_values_tie(n):
+    drawn = np.random.default_rng(n).choice([0.0, 0.001, 0.01, 0.012, 0.04, 0.3, 1.0], size=n)
+    theirs = multitest.multipletests(drawn, method="holm")[1]
+    assert list(statistics.holm(dict(enumerate(drawn))).values()) == theirs.tolist()
 
 
 def test_smallest_detectable_is_six_points_at_the_papers_n():

@@ -179,12 +179,11 @@ def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
     """Holm-adjusted p value per name, in the order given. Raises ValueError on one outside [0, 1] or nan."""
     if any(isnan(p) or not 0 <= p <= 1 for p in p_values.values()):
         raise ValueError(f"p values out of range: {dict(p_values)}")
-    if not p_values:
-        return {}
-    # Here and below: what takes a second to import, every notebook would wait for, and few need.
-    from statsmodels.stats.multitest import multipletests
-
-    adjusted = multipletests(list(p_values.values()), method="holm")[1]
+    # statsmodels' own collects all of Python's garbage at each call: a tenth of the time of a table.
+    p = np.array(list(p_values.values()))
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
     return dict(zip(p_values, map(float, adjusted), strict=True))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from study.data import benchmarks, pools
@@ -64,6 +65,7 @@ def quotations(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + QUOTE]) for i in range(len(words) - QUOTE + 1)}
 
 
+@lru_cache(1 << 16)  # most replies to a question are the same in every arm
 def _alike(text: str, question: str) -> bool:
     left, right = compared(text), compared(question)
     # Each of the first two bounds the third from above and is far cheaper; a matcher first indexes its texts.
