@@ -75,6 +75,21 @@ def test_which_gains_the_grammar_has_too(failed: int | None, mended: tuple[int, 
     assert all(map(isnan, constrained.mended(found, "constrained")))
 
 
+def test_what_an_arm_mends_is_named_by_what_the_grammar_gets_wrong() -> None:
+    wrong = {"base": ["bad_json", "unknown_tool", "extra_argument", "", "", ""],
+             "constrained": ["", "", "extra_argument", "", "", ""],
+             "tt_si_selective": ["", "extra_argument", "", "extra_argument", "", ""]}  # fmt: skip
+    records = four()
+    coded = {arm: [code or "ok" for code in codes] for arm, codes in wrong.items()}
+    found = {arm: Answers(records[records["arm"] == arm].assign(code=coded[arm])) for arm in wrong}
+    told = {arm: constrained.beside(found, arm) for arm in wrong}
+    assert {arm: t["mends"] for arm, t in told.items()} == {
+        "base": "", "constrained": "1 bad_json, 1 unknown_tool", "tt_si_selective": "1 extra_argument"
+    }  # fmt: skip
+    assert [t["extra"] for t in told.values()] == pytest.approx([100 / 6, 100 / 6, 200 / 6])
+    assert (told["tt_si_selective"]["mended"], told["tt_si_selective"]["gains"]) == (1, 2)
+
+
 @pytest.mark.parametrize("arm", constrained.ARMS)
 def test_a_sample_counts_when_all_four_have_answered(arm: str) -> None:
     records = four()

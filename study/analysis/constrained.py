@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import nan
+from typing import Any
 
 import pandas as pd
 
@@ -54,11 +55,28 @@ def _of(records: pd.DataFrame, asked: Asked) -> pd.DataFrame:
     return rows[(rows["inference"] == "direct") & (rows["seed"] == selective.REGISTERED["seeds"][0])]
 
 
-def mended(found: Mapping[str, Answers], arm: str) -> tuple[float, float]:
-    """Of the samples that the arm gains against base: how many the grammar alone gets right too, of how many.
+def beside(found: Mapping[str, Answers], arm: str) -> dict[str, Any]:
+    """What an arm's answers have in common with the grammar's, and what they mend in those.
 
-    found: by arm, base and constrained among them; on the samples that all three answered.
+    found: by arm, base and constrained among them. `gains`: samples gained against base, of those that all
+    three answered; `mended`: how many of them the grammar alone gets right too (of both of these: nan).
+    `extra`: share of the arm's answers that have an argument too many, %. `mends`: what is wrong, and how
+    often, with the grammar's answers (for its own arm: with base's) where this arm's are right instead.
     """
+    shared, gains = mended(found, arm)
+    reference = "base" if arm == "constrained" else "constrained"
+    own, other = (
+        found[a].rows.query("status == 'ok'").set_index(["sample", "seed"]) for a in (arm, reference)
+    )
+    both = own[["correct", "code"]].join(other[["correct", "code"]], rsuffix="_other", how="inner")
+    gained = both.loc[both["correct"].astype(bool) & ~both["correct_other"].astype(bool), "code_other"]
+    counts = sorted(gained.value_counts().items(), key=lambda x: (-x[1], x[0]))
+    return {"mended": shared, "gains": gains, "extra": 100 * (own["code"] == "extra_argument").mean(),
+            "mends": ", ".join(f"{n} {code}" for code, n in counts)}  # fmt: skip
+
+
+def mended(found: Mapping[str, Answers], arm: str) -> tuple[float, float]:
+    """Of the samples gained against base: how many the grammar gets right too, and how many there are."""
     if arm in ("base", "constrained"):
         return nan, nan
     right = pd.DataFrame({a: found[a].correct.mean(axis=1) for a in (arm, "base", "constrained")}).dropna()
