@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
+from study.analysis import statistics
 from study.data import sources
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,11 +71,27 @@ def estimates() -> npt.NDArray[np.float64]:
     return np.concatenate([rows, 100 * rows])
 
 
+EARLIER = {("9.4", "5.7", "13.5"): ("sealtool", "constrained", 192)}
+"""What was written down of a benchmark's first samples, whose tables have more by now: an arm against base."""
+
+
+def as_it_stood(benchmark: str, arm: str, n: int) -> tuple[str, ...]:
+    """That difference in points and its interval, of the records."""
+    rows = pd.read_parquet(ROOT / "results" / "full" / "records.parquet")
+    rows = rows[(rows["benchmark"] == benchmark) & (rows["variant"] == "")].query("inference == 'direct'")
+    base, other = (rows[rows["arm"] == a].set_index("sample")["correct"].astype(float) for a in ("base", arm))
+    first = statistics.paired(base[:n], other.reindex(base.index[:n])).difference
+    return tuple(f"{100 * x:.1f}" for x in (first.value, first.low, first.high))
+
+
 @pytest.mark.parametrize("name", TELLING)
 def test_every_interval_that_is_told_stands_in_a_table(name: str) -> None:
     quotes = told(ROOT / name)
     assert quotes
     for quote in quotes:
+        if quote in EARLIER:
+            assert as_it_stood(*EARLIER[quote]) == quote
+            continue
         unit = 10.0 ** -len(quote[0].partition(".")[2])
         near = np.abs(estimates() - np.array(quote, float)) <= 0.5 * unit + 1e-6
         assert near.all(axis=1).any(), quote
