@@ -72,7 +72,7 @@ def estimates() -> npt.NDArray[np.float64]:
 
 
 EARLIER = {("9.4", "5.7", "13.5"): ("sealtool", "constrained", 192)}
-"""What was written down of a benchmark's first samples, whose tables have more by now: an arm against base."""
+"""What was written down of a benchmark's first samples; its tables have more by now. An arm against base."""
 
 
 def as_it_stood(benchmark: str, arm: str, n: int) -> tuple[str, ...]:
