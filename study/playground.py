@@ -56,6 +56,7 @@ def settings(profile: Profile, mode: TrainingMode) -> dict[str, Any]:
         "writing": profile.synthesis_sampling,
         "required": profile.answer_opening,
         "layout": profile.layout,
+        "instructions": profile.instructions,
         "seed": profile.seeds[0],
     }
 

@@ -463,6 +463,26 @@ def test_a_call_is_required_only_if_one_says_so(engine: TorchEngine, tau: float)
     assert other.log_probs != free.log_probs  # another prompt
 
 
+@pytest.mark.parametrize("uncertainty", ["margin", "likelihood"])
+def test_instructions_stand_in_every_prompt(
+    engine: TorchEngine, uncertainty: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, seen, encode = "Mind the gap.", list[prompts.Prompt](), engine.chat.encode
+
+    def heard(prompt: prompts.Prompt, **more: Any) -> Any:
+        seen.append(prompt)
+        return encode(prompt, **more)
+
+    monkeypatch.setattr(engine.chat, "encode", heard)
+    how = {"tau": 2, "uncertainty": uncertainty, "filters": (), "instructions": own}
+    answers = (agent(engine, TRAVEL, seed=seed, **how).call(TORN) for seed in range(9))
+    wrote = next(answer.examples[0] for answer in answers if answer.examples)
+    query = agent(engine, TRAVEL).open(TORN).query
+    taught = prompts.example(query.tools, wrote.question, "native", own)
+    assert {prompts.act(query, "native", own), prompts.synthesis(query, "native", own), taught} <= {*seen}
+    assert {p.system.splitlines()[-1] for p in seen} == {own}
+
+
 def test_importing_it_is_cheap() -> None:
     code = (
         "import sys, ttsi; assert not [m for m in sys.modules if m.startswith('ttsi.')]; "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
+from itertools import product
 from typing import get_args
 
 import pytest
@@ -137,7 +139,7 @@ def test_prompts_about_one_tool_set_open_alike(layout: Layout, listing: Chat) ->
     assert codes[0].prefix > 20
 
 
-def test_the_layout_reaches_h_g_and_t() -> None:
+def test_layout_and_instructions_reach_h_g_and_t() -> None:
     class Heard:
         name = "heard"
 
@@ -154,16 +156,29 @@ def test_the_layout_reaches_h_g_and_t() -> None:
             self.prompts += [r.prompt for r in requests]
             raise EngineError("that will do")
 
-    for layout in LAYOUTS:
-        heard = Heard()
+    for layout, own in product(LAYOUTS, ("", "Mind the gap.")):
+        heard, how = Heard(), {"layout": layout, "instructions": own}
         with pytest.raises(EngineError):
-            estimator.estimate(heard, QUERY, layout=layout)
+            estimator.estimate(heard, QUERY, **how)
         with pytest.raises(EngineError):
-            synthesizer.synthesize(heard, [QUERY], lambda *_: 0, PAPER_SAMPLING, layout=layout)
-        assert heard.prompts == [prompts.act(QUERY, layout), prompts.synthesis(QUERY, layout)]
+            synthesizer.synthesize(heard, [QUERY], lambda *_: 0, PAPER_SAMPLING, **how)
+        assert heard.prompts == [prompts.act(QUERY, layout, own), prompts.synthesis(QUERY, layout, own)]
         assert heard.openings == [prompts.opening(layout)]
-        lesson = trainer.job(TOOLS, [Example("Two?", CALLS, 0.0)], 0, layout).examples
-        assert lesson == ((prompts.example(TOOLS, "Two?", layout), prompts.write(CALLS, layout)),)
+        lesson = trainer.job(TOOLS, [Example("Two?", CALLS, 0.0)], 0, layout, own).examples
+        assert lesson == ((prompts.example(TOOLS, "Two?", layout, own), prompts.write(CALLS, layout)),)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_instructions_are_the_last_words_of_the_system_turn(layout: Layout, listing: Chat) -> None:
+    own = "Mind the gap."
+    put = [lambda o: prompts.act(QUERY, layout, o), lambda o: prompts.synthesis(QUERY, layout, o)]
+    put.append(lambda o: prompts.example(TOOLS, "Two?", layout, o))
+    put.append(lambda o: prompts.with_shot(QUERY, "Two?", "[]", layout=layout, instructions=o))
+    for with_words in put:
+        without, told = with_words(""), with_words(own)
+        assert told == replace(without, system="\n".join(filter(None, [without.system, own])))
+        assert listing.render(told).count(own) == 1
+        assert own not in listing.render(without)
 
 
 def test_a_template_without_tools_is_refused_not_left_bare(chat: Chat) -> None:

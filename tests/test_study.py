@@ -332,6 +332,10 @@ def test_other_words_in_a_prompt_are_other_results(monkeypatch: pytest.MonkeyPat
         assert key() != before, "one conversation of the fixture has an agent"
     assert key() == before
     forget()
+    full = load_profile("full")
+    asked = {keys.prompts_of(p, "fixture", 0) for p in (full, full.under({"instructions": "Mind the gap."}))}
+    assert len(asked) == 2
+    assert keys.prompts_of(full, "fixture", 0) == before, "none are no words"
 
 
 def test_the_key_is_the_same_for_any_n_and_differs_by_seed(runs: Path) -> None:

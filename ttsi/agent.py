@@ -46,7 +46,7 @@ class Agent:
     them instead of the model itself (TT-D), e.g. an `OpenAIEngine`.
     required: the reply begins as a call does, as a chat API has it with `tool_choice="required"`; else it may
     be words. constrained: it is calls that keep to the grammar of the tools, see `grammar`. layout: how the
-    question is put, see `prompts`.
+    question is put, see `prompts`. instructions: words of your own, the last of the system turn.
     mode: what T trains, whatever the mode of `lora` is.
     answering, writing: decoding of answers (greedy) and of syntheses (the paper's).
     The same question, tools and seed give the same answer.
@@ -78,6 +78,7 @@ class Agent:
         required: bool = False,
         constrained: bool = False,
         layout: Layout = "native",
+        instructions: str = "",
         seed: int = 0,
         dtype: str = "auto",
     ) -> None:
@@ -93,6 +94,7 @@ class Agent:
             writing=replace(writing, n=1),
             filters=tuple(filters),
             layout=layout,
+            instructions=instructions,
             answer_opening=required,
             constrained=constrained,
             seed=seed,

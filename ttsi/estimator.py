@@ -215,7 +215,11 @@ def _closing(name: str) -> int:
 
 
 def score(
-    engine: Engine, queries: Sequence[Query], form: Candidate = "name", layout: Layout = "native"
+    engine: Engine,
+    queries: Sequence[Query],
+    form: Candidate = "name",
+    layout: Layout = "native",
+    instructions: str = "",
 ) -> list[list[Scored]]:
     """Token log-probabilities (nats) of every tool of every query, as the opening of the model's own call.
 
@@ -227,7 +231,7 @@ def score(
         if not query.tools:
             raise EngineError(f"{query.id} has no tools to choose from")
     scored = engine.score(
-        [prompts.act(q, layout) for q in queries],
+        [prompts.act(q, layout, instructions) for q in queries],
         prompts.opening(layout),
         [[continuation(t.name) for t in q.tools] for q in queries],
         [[_closing(t.name) for t in q.tools] for q in queries] if form == "name" else None,
@@ -254,6 +258,8 @@ def estimate(
     form: Candidate = "name",
     normalise: bool = False,
     layout: Layout = "native",
+    instructions: str = "",
 ) -> Uncertainty:
     """How certain the model is of its best tool for one query: `score`, then `uncertainty`."""
-    return uncertainty(score(engine, [query], form, layout)[0], query.tools, form, normalise)
+    scored = score(engine, [query], form, layout, instructions)
+    return uncertainty(scored[0], query.tools, form, normalise)

@@ -25,7 +25,8 @@ class Method:
     is then given first. tau: adapted is what H is less certain of. answer_with: "adapted" accepts the adapted
     answer; "surer" only if the adapted model finds it more than `surer_by` times as likely as the base model
     its own. filters: what examples must pass; others are written until K do. constrained: answers are calls
-    that keep to the grammar of their tools, see `grammar`; what G writes is free.
+    that keep to the grammar of their tools, see `grammar`; what G writes is free. instructions: words of
+    one's own, the last of every prompt's system turn, also where G writes and T teaches.
     """
 
     uncertainty: Uncertain = "margin"
@@ -43,6 +44,7 @@ class Method:
     novelty: Literal["any", "reject_copies"] = "any"
     filters: tuple[Filter, ...] = ()
     layout: Layout = "native"
+    instructions: str = ""
     answer_opening: bool = False
     constrained: bool = False
     bank: int | None = None

@@ -102,8 +102,15 @@ def write(calls: Iterable[Call], layout: Layout = "native") -> str:
     return "\n".join(f"<tool_call>\n{row}\n</tool_call>" for row in rows)
 
 
-def system(tools: tuple[Tool, ...], layout: Layout = "native") -> str:
-    """The system turn that all prompts about these tools, in this order, share; none under `template`."""
+def system(tools: tuple[Tool, ...], layout: Layout = "native", instructions: str = "") -> str:
+    """The system turn that all prompts about these tools, in this order, share.
+
+    instructions: words of one's own, its last line; `template` has no others.
+    """
+    return "\n".join(filter(None, [_system(tools, layout), instructions]))
+
+
+def _system(tools: tuple[Tool, ...], layout: Layout) -> str:
     if layout == "template":
         return ""
     if layout == "native":
@@ -127,9 +134,11 @@ def _shown(tool: Tool) -> object:
     return rest.get("properties", {}) if rest.keys() <= {"properties"} else rest
 
 
-def _prompt(tools: tuple[Tool, ...], messages: tuple[Message, ...], layout: Layout) -> Prompt:
+def _prompt(
+    tools: tuple[Tool, ...], messages: tuple[Message, ...], layout: Layout, instructions: str
+) -> Prompt:
     handed = tuple(map(tool_line, tools)) if layout == "template" else ()
-    return Prompt(system(tools, layout), messages, handed)
+    return Prompt(system(tools, layout, instructions), messages, handed)
 
 
 def _asked(query: Query, layout: Layout) -> tuple[Message, ...]:
@@ -140,9 +149,9 @@ def _asked(query: Query, layout: Layout) -> tuple[Message, ...]:
     return (Message("user", "\n\n".join(filter(None, [transcript(query), closing]))),)
 
 
-def act(query: Query, layout: Layout = "native") -> Prompt:
+def act(query: Query, layout: Layout = "native", instructions: str = "") -> Prompt:
     """The prompt that asks for the answer."""
-    return _prompt(query.tools, _asked(query, layout), layout)
+    return _prompt(query.tools, _asked(query, layout), layout, instructions)
 
 
 def transcript(query: Query) -> str:
@@ -152,19 +161,26 @@ def transcript(query: Query) -> str:
     return "\n".join(f"{m.role}: {m.content}" for m in query.messages if m.content)
 
 
-def synthesis(query: Query, layout: Layout = "native") -> Prompt:
+def synthesis(query: Query, layout: Layout = "native", instructions: str = "") -> Prompt:
     """The prompt that asks for a similar request with its answer. Paper: section 3.2, figure 6."""
     asked = _SYNTHESIS.format(question=transcript(query))
-    return _prompt(query.tools, (Message("user", asked),), layout)
+    return _prompt(query.tools, (Message("user", asked),), layout, instructions)
 
 
-def example(tools: tuple[Tool, ...], question: str, layout: Layout = "native") -> Prompt:
+def example(
+    tools: tuple[Tool, ...], question: str, layout: Layout = "native", instructions: str = ""
+) -> Prompt:
     """The prompt of a training example: the form of `act`, with the synthetic question."""
-    return _prompt(tools, (Message("user", question),), layout)
+    return _prompt(tools, (Message("user", question),), layout, instructions)
 
 
 def with_shot(
-    query: Query, question: str, answer: str, tools: tuple[Tool, ...] = (), layout: Layout = "native"
+    query: Query,
+    question: str,
+    answer: str,
+    tools: tuple[Tool, ...] = (),
+    layout: Layout = "native",
+    instructions: str = "",
 ) -> Prompt:
     """The act prompt with one worked example before the last user turn's request.
 
@@ -175,7 +191,7 @@ def with_shot(
     last = max(i for i, m in enumerate(asked) if m.role == "user")
     words = _SHOT.format(note=note, question=question, answer=answer, request=asked[last].content)
     messages = (*asked[:last], Message("user", words), *asked[last + 1 :])
-    return _prompt(query.tools, messages, layout)
+    return _prompt(query.tools, messages, layout, instructions)
 
 
 def version(layout: Layout = "native") -> str:

@@ -147,7 +147,8 @@ class Stages:
         self, queries: Sequence[Query], form: estimator.Candidate = "name"
     ) -> list[tuple[Scored, ...]]:
         """Token log-probabilities (nats) of each query's tools, in this form of a candidate."""
-        return [tuple(r) for r in estimator.score(self.engine(), queries, form, self.method.layout)]
+        m = self.method
+        return [tuple(r) for r in estimator.score(self.engine(), queries, form, m.layout, m.instructions)]
 
     def score(self, queries: Sequence[Query]) -> dict[str, Done[Uncertainty]]:
         """H: how certain the model is of its best tool."""
@@ -190,7 +191,7 @@ class Stages:
         return synthesizer.synthesize(
             self.engine(who), queries, lambda i, n: seed_for(m.seed, queries[0].benchmark, i, "example", n),
             m.writing, k=k or m.k, first=first, retries=m.retries, validate=m.validate, novelty=m.novelty,
-            layout=m.layout,
+            layout=m.layout, instructions=m.instructions,
         )  # fmt: skip
 
     def lesson(
@@ -286,12 +287,13 @@ class Stages:
         return ()
 
     def _act(self, query: Query) -> Prompt:
-        return prompts.act(query, self.method.layout)
+        return prompts.act(query, self.method.layout, self.method.instructions)
 
     def _with_shot(self, query: Query, shot: Worked) -> Prompt:
         """The act prompt with a worked example, which is shown with its own tools where they are others."""
+        m, said = self.method, self._said(shot)
         tools = () if shot.query.tools == query.tools else shot.query.tools
-        return prompts.with_shot(query, shot.query.question, self._said(shot), tools, self.method.layout)
+        return prompts.with_shot(query, shot.query.question, said, tools, m.layout, m.instructions)
 
     def _said(self, example: Worked) -> str:
         """A worked example's reply in the layout's own form."""

@@ -132,6 +132,7 @@ def synthesize(
     validate: Literal["none", "schema"] = "none",
     novelty: Literal["any", "reject_copies"] = "any",
     layout: Layout = "native",
+    instructions: str = "",
 ) -> list[Synthesis]:
     """K examples per query, written by `engine` from the question and tools alone.
 
@@ -154,7 +155,7 @@ def synthesize(
     while open_ones := [t for t in tries if t.seed is not None]:
         requests = [
             Request(
-                prompts.synthesis(t.query, layout),
+                prompts.synthesis(t.query, layout, instructions),
                 seed=t.seed or 0,
                 opening=prompts.QUESTION,
                 lookup=True,

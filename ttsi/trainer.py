@@ -100,10 +100,17 @@ def train(engine: TorchEngine, jobs: Sequence[Job], settings: LoraSettings) -> l
     return adapters
 
 
-def job(tools: tuple[Tool, ...], examples: Sequence[Example], seed: int, layout: Layout = "native") -> Job:
+def job(
+    tools: tuple[Tool, ...],
+    examples: Sequence[Example],
+    seed: int,
+    layout: Layout = "native",
+    instructions: str = "",
+) -> Job:
     """The training job of a sample: its synthetic examples under its own tools."""
-    lessons = ((prompts.example(tools, e.question, layout), prompts.write(e.calls, layout)) for e in examples)
-    return Job(tuple(lessons), seed)
+    asked = (prompts.example(tools, e.question, layout, instructions) for e in examples)
+    said = (prompts.write(e.calls, layout) for e in examples)
+    return Job(tuple(zip(asked, said, strict=True)), seed)
 
 
 def fit(

@@ -40,7 +40,7 @@ ADAPTED = "tt_si_likelihood"
 ALPHA = 0.05
 """Level of a family of tests."""
 REGISTERED: dict[str, Any] = {
-    "seeds": [0], "answer_opening": True, "layout": "native",
+    "seeds": [0], "answer_opening": True, "layout": "native", "instructions": "",
     "tool_order": "shuffled", "k": 1, "filters": [], "epochs": 3, "learning_rate": 1e-4,
     "answer_temperature": 0, "answer_tokens": 256, "synthesis_tokens": 256, "constrained": False,
     "judge": "schema", "accept": "lenient", "strict_types": False, "keep_components": False,

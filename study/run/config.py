@@ -83,6 +83,7 @@ class Profile(BaseModel):
     novelty: Literal["any", "reject_copies"] = "any"
     filters: list[Filter] = []
     constrained: bool = False
+    instructions: str = ""
     answer_opening: bool = True
     """Whether a reply begins with the opening behind which H scores the tools: every question wants a call,
     which is what `tool_choice="required"` says in a chat API. False: the model may chat."""
@@ -285,6 +286,7 @@ class Profile(BaseModel):
             filters=tuple(self.filters),
             constrained=self.constrained,
             layout=self.layout,
+            instructions=self.instructions,
             answer_opening=self.answer_opening,
             bank=self.bank,
             seed=seed,
@@ -338,10 +340,9 @@ def load_profile(name: str, **overrides: Any) -> Profile:
 
 def _located(p: Profile, folder: Path) -> Profile:
     """The profile with the whole paths of its files, which may lie beside it. Raises ValueError for none."""
-    whole: dict[str, dict[str, str]] = {}
-    for kind, given in {"files": p.files, "pools": p.pools}.items():
-        whole[kind] = {}
-        for name, path in given.items():
+    whole: dict[str, dict[str, str]] = {"files": {}, "pools": {}}
+    for kind in whole:
+        for name, path in getattr(p, kind).items():
             found = sources.found(path, folder)
             if not found.is_file():
                 raise ValueError(f"{kind.replace('files', 'benchmarks')}.{name}: there is no file {path!r}")

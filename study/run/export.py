@@ -20,7 +20,7 @@ from study.data import benchmarks
 from study.data.downloads import say
 from study.run import frames
 from study.run.config import Profile
-from study.run.keys import prompts_hash
+from study.run.keys import prompts_of
 from study.run.memory import REDACTED
 from study.run.redaction import Redactor, redacted
 from study.run.results import SELECTING, STAGES, about
@@ -170,7 +170,7 @@ def _joined(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFr
 def _stages(study: Study, parts: Sequence[Study], redactors: Mapping[str, Redactor]) -> pd.DataFrame:
     """The stored results that the study's prompts, as they are now, would find again."""
     current = {
-        prompts_hash(b, seed, p.profile.tool_order, p.profile.keep_components, p.profile.layout)
+        prompts_of(p.profile, b, seed)
         for p in parts
         for b in p.profile.benchmarks
         if b in redactors

@@ -98,7 +98,7 @@ class Keys:
             "tool_order": p.tool_order,
             "keep_components": p.keep_components,
             "prompts": prompts.version(p.layout),
-            "samples": prompts_hash(self.benchmark, self.seed, p.tool_order, p.keep_components, p.layout),
+            "samples": prompts_of(p, self.benchmark, self.seed),
             **more,
         }
 
@@ -163,6 +163,11 @@ def writing(p: Profile, index: int, writer: Who = "self") -> dict[str, Any]:
     }
 
 
+def prompts_of(p: Profile, benchmark: str, seed: int) -> str:
+    """A hash of every word that a profile's prompts about a benchmark's samples have, whatever n is."""
+    return prompts_hash(benchmark, seed, p.tool_order, p.keep_components, p.layout, p.instructions)
+
+
 @cache
 def prompts_hash(
     benchmark: str,
@@ -170,11 +175,13 @@ def prompts_hash(
     tool_order: Literal["shuffled", "original"],
     keep: bool,
     layout: Layout = "native",
+    instructions: str = "",
 ) -> str:
-    """A hash of every word that a benchmark's samples put into prompts, in their order, whatever n is."""
+    """See `prompts_of`."""
     parts = hashlib.sha256()
     for sample in benchmarks.load(benchmark, None, tool_order, seed, keep):
-        for prompt in (prompts.act(sample.query, layout), prompts.synthesis(sample.query, layout)):
+        for put in (prompts.act, prompts.synthesis):
+            prompt = put(sample.query, layout, instructions)
             turns = [(m.role, m.content) for m in prompt.messages]
             tools = [prompt.tools] if prompt.tools else []
             parts.update(json.dumps([sample.id, prompt.system, turns, *tools]).encode())
