@@ -15,6 +15,7 @@ from study.analysis.answers import Answers
 from study.analysis.selective import Asked
 
 THREE = Asked("m", {"b": 6})
+ARMS = constrained.arms(constrained.GRAMMAR)
 VERDICTS = {
     "base": "000111",
     "constrained": "110111",
@@ -61,6 +62,18 @@ def test_an_effect_holds_and_its_opposite_is_told() -> None:
     assert (found["cluster_low"] < found["value"]).all() and (found["clusters"] == 40).all()
 
 
+def test_elsewhere_one_hypothesis_is_tested() -> None:
+    asked = constrained.SETS["elsewhere"]
+    assert asked == selective.REPLICATION and sum(asked.samples.values()) == 564
+    arms = ("constrained", "tt_si_selective_constrained")
+    parts = [answers(a, (VERDICTS[a] * 25)[:n], benchmark=b) for b, n in asked.samples.items() for a in arms]
+    records = pd.concat(parts)
+    assert constrained.attempted(records, pd.DataFrame(), asked) == asked.samples, "base is not asked for"
+    found = constrained.hypotheses(constrained.verdicts(records, asked))
+    assert found["hypothesis"].tolist() == ["L1"] and found["n"].tolist() == [564]
+    assert found["gained"].tolist() == [94] and (found["p_holm"] == found["p"]).all()
+
+
 def test_a_failure_of_the_machine_is_left_out_and_counted() -> None:
     records = four(failed=2)
     assert constrained.attempted(records, pd.DataFrame(), THREE) == {"b": 6}
@@ -70,7 +83,7 @@ def test_a_failure_of_the_machine_is_left_out_and_counted() -> None:
 
 @pytest.mark.parametrize(("failed", "mended"), [(None, (1, 2)), (0, (0, 1)), (2, (1, 1))])
 def test_which_gains_the_grammar_has_too(failed: int | None, mended: tuple[int, int]) -> None:
-    found = {arm: Answers(four(failed), arm) for arm in constrained.ARMS}
+    found = {arm: Answers(four(failed), arm) for arm in ARMS}
     assert constrained.mended(found, "tt_si_selective") == mended
     assert all(map(isnan, constrained.mended(found, "constrained")))
 
@@ -90,7 +103,7 @@ def test_what_an_arm_mends_is_named_by_what_the_grammar_gets_wrong() -> None:
     assert (told["tt_si_selective"]["mended"], told["tt_si_selective"]["gains"]) == (1, 2)
 
 
-@pytest.mark.parametrize("arm", constrained.ARMS)
+@pytest.mark.parametrize("arm", ARMS)
 def test_a_sample_counts_when_all_four_have_answered(arm: str) -> None:
     records = four()
     lacking = records[(records["arm"] != arm) | (records["sample"] != "s0")]

@@ -20,10 +20,11 @@ from study.analysis.statistics import Estimate, Floats, Places, TooFew
 
 
 class Asked(NamedTuple):
-    """A set that docs/hypotheses.md names: the model, and how many samples of which benchmarks."""
+    """A set of docs/hypotheses.md: the model, what it is told, how many samples of which benchmarks."""
 
     model: str
     samples: Mapping[str, int]
+    instructions: str = ""
 
 
 Attempted = Callable[[pd.DataFrame, pd.DataFrame, Asked], dict[str, int]]
@@ -40,7 +41,7 @@ ADAPTED = "tt_si_likelihood"
 ALPHA = 0.05
 """Level of a family of tests."""
 REGISTERED: dict[str, Any] = {
-    "seeds": [0], "answer_opening": True, "layout": "native", "instructions": "",
+    "seeds": [0], "answer_opening": True, "layout": "native",
     "tool_order": "shuffled", "k": 1, "filters": [], "epochs": 3, "learning_rate": 1e-4,
     "answer_temperature": 0, "answer_tokens": 256, "synthesis_tokens": 256, "constrained": False,
     "judge": "schema", "accept": "lenient", "strict_types": False, "keep_components": False,
@@ -64,7 +65,8 @@ def registered(profile: Mapping[str, Any], records: pd.DataFrame, asked: Asked =
     """Whether a run, by its settings and its records' precision, is what the hypotheses were written for."""
     wanted = {b: n for b, n in profile["benchmarks"].items() if b in asked.samples}
     counts = {b: n or asked.samples[b] * (b != "bfcl") for b, n in wanted.items()}
-    same = all(profile[name] == value for name, value in {**REGISTERED, "model": asked.model}.items())
+    own = {"model": asked.model, "instructions": asked.instructions}
+    same = all(profile[name] == value for name, value in (REGISTERED | own).items())
     adapted = records[records["benchmark"].isin(asked.samples) & (records["arm"] == ADAPTED)]
     same &= set(adapted["mode"]) <= {"activated"} and set(records["dtype"]) == {"float32"}
     return same and counts == asked.samples
