@@ -299,6 +299,31 @@ def test_a_shared_adapter_outlives_the_process(
     assert trained and (third.records()["reply"] == wanted["reply"]).all()
 
 
+def test_an_adapter_serves_though_the_stored_fit_is_another_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export brings the row of a fit and not its adapter, and no machine's numbers are another's."""
+    monkeypatch.setenv("TTSI_RUNS", str(tmp_path))
+    settings = {**SETTINGS, "arms": ["sft"], "inference": ["direct"]}
+    Study("smoke", **{**settings, "n": 3}).run()
+    (folder,) = (tmp_path / "smoke" / "adapters").iterdir()
+    theirs = (folder / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(folder)
+    fit = trainer.fit
+
+    def otherwise(engine: Any, jobs: Any, *more: Any, **of: Any) -> Any:
+        return fit(engine, [dataclasses.replace(job, seed=job.seed + 1) for job in jobs], *more, **of)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "fit", otherwise)
+        Study("smoke", **{**settings, "n": 6}).run()
+    assert (folder / "adapter_model.safetensors").read_bytes() != theirs
+    monkeypatch.setattr(trainer, "fit", lambda *_, **__: pytest.fail("trained again"))
+    last = Study("smoke", **{**settings, "n": 9})
+    last.run()
+    assert (last.records()["status"] == "ok").all() and len(last.records()) == 9
+
+
 def test_sft_that_diverges_leaves_the_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TTSI_RUNS", str(tmp_path))
     monkeypatch.setattr(trainer, "fit", lambda engine, jobs, *_, **__: [None] * len(jobs))

@@ -29,6 +29,7 @@ _SCORED = TypeAdapter(tuple[Scored, ...])
 _SYNTHESIS = TypeAdapter(Synthesis)
 _ADAPTED = TypeAdapter(Adapted)
 _FITTED = TypeAdapter(Fitted)
+_SHA256 = "adapter_model.sha256"
 _VECTORS = TypeAdapter(list[str])
 
 
@@ -202,7 +203,7 @@ class Remembered(Memory):
         known = as_done(row, _FITTED).value
         if known is not None and known.fit is None:
             return None
-        if known is not None and weights.is_file() and digest(weights) == known.sha256:
+        if known is not None and _is_whole(weights):
             return engine.lora.load(folder, lora, engine.device)
         began = time.perf_counter()
         job = trainer.Job(
@@ -211,8 +212,8 @@ class Remembered(Memory):
         done = trainer.fit(engine, [job], lora)[0]
         fitted = Fitted(done[1] if done else None, time.perf_counter() - began)
         if done:
-            _save(engine, done[0], folder, self.study.profile.model)
-            fitted = replace(fitted, sha256=digest(weights))
+            sha256 = _save(engine, done[0], weights, self.study.profile.model)
+            fitted = replace(fitted, sha256=sha256)
         self._put("fit", training, [as_row(self._one, Done(fitted, seconds=fitted.seconds), _FITTED, 1)])
         return done[0] if done else None
 
@@ -238,10 +239,23 @@ def together(values: Sequence[Synthesis]) -> Synthesis:
     )
 
 
-def _save(engine: Any, adapter: Any, folder: Path, model: str) -> None:
-    """Writes an adapter in PEFT's format; the folder is whole or not there."""
+def _save(engine: Any, adapter: Any, weights: Path, model: str) -> str:
+    """Writes an adapter in PEFT's format and its weights' SHA-256; the folder is whole or not there."""
+    folder = weights.parent
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     engine.lora.save(adapter, new, base_model=model, invocation=engine.chat.invocation)
+    sha256 = digest(new / weights.name)
+    (new / _SHA256).write_text(sha256)
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
+    return sha256
+
+
+def _is_whole(weights: Path) -> bool:
+    """Whether an adapter's file is what was written here.
+
+    The stored fit may be that of another machine, whose numbers end otherwise, and can't vouch for it.
+    """
+    written = weights.with_name(_SHA256)
+    return weights.is_file() and written.is_file() and digest(weights) == written.read_text()
