@@ -108,9 +108,11 @@ def job(
     instructions: str = "",
 ) -> Job:
     """The training job of a sample: its synthetic examples under its own tools."""
-    asked = (prompts.example(tools, e.question, layout, instructions) for e in examples)
-    said = (prompts.write(e.calls, layout) for e in examples)
-    return Job(tuple(zip(asked, said, strict=True)), seed)
+    lessons = (
+        (prompts.example(tools, e.question, layout, instructions), prompts.write(e.calls, layout))
+        for e in examples
+    )
+    return Job(tuple(lessons), seed)
 
 
 def fit(

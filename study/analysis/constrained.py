@@ -39,9 +39,6 @@ def arms(of: Rivals) -> list[str]:
     return list(dict.fromkeys(chain.from_iterable(of.values())))
 
 
-_ARMS = {*arms(GRAMMAR), *arms(SAID)}
-
-
 def attempted(records: pd.DataFrame, scores: pd.DataFrame, asked: Asked) -> dict[str, int]:
     """By benchmark of the set: samples with an outcome of all its arms, machine failures among them.
 
@@ -91,8 +88,13 @@ def beside(found: Mapping[str, Answers], arm: str) -> dict[str, Any]:
     both = own.merge(other, left_index=True, right_index=True, suffixes=("", "_other"))
     gained = both.loc[both["correct"].astype(bool) & ~both["correct_other"].astype(bool), "code_other"]
     counts = sorted(gained.value_counts().items(), key=lambda x: (-x[1], x[0]))
-    return {"mended": shared, "gains": gains, "extra": 100 * (own["code"] == "extra_argument").mean(),
+    return {"mended": shared, "gains": gains, "extra": extra(found[arm]),
             "mends": ", ".join(f"{n} {code}" for code, n in counts)}  # fmt: skip
+
+
+def extra(answers: Answers) -> float:
+    """Share of the answers that have an argument too many, %; failures of the machine are no answers."""
+    return 100 * float((answers.rows.query("status == 'ok'")["code"] == "extra_argument").mean())
 
 
 def mended(found: Mapping[str, Answers], arm: str) -> tuple[float, float]:
@@ -110,7 +112,7 @@ def hypotheses(table: pd.DataFrame) -> pd.DataFrame:
     `p_holm` is over them. How: `selective.compared`.
     """
     rows = table.reset_index(drop=True)
-    of = next(of for of in (GRAMMAR, ELSEWHERE, SAID) if {*arms(of)} == {*rows.columns} & _ARMS)
+    of = next(of for of in (GRAMMAR, SAID, ELSEWHERE) if {*arms(of)} <= {*rows.columns})
     out = pd.DataFrame(
         {"hypothesis": name, "what": f"{arm} − {reference}"}
         | selective.compared(rows, rows[reference], rows[arm])

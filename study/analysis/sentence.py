@@ -9,7 +9,7 @@ import pandas as pd
 
 from study.analysis import constrained, selective, statistics
 from study.analysis.answers import SELECTING, Answers, compare
-from study.analysis.constrained import UNTOLD
+from study.analysis.constrained import UNTOLD, extra
 from study.analysis.selective import Asked
 
 SENTENCE = (
@@ -66,10 +66,5 @@ def table(records: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
     before = compare(plain)[["n", "accuracy", "low", "high"]].add_prefix("untold_")
     ends = {f"untold_{end}": f"untold_accuracy_{end}" for end in ("low", "high")}
     found = compare(told, against=plain).join(before.rename(columns=ends))
-    return found.assign(
-        extra=list(map(_extra, told.values())), untold_extra=list(map(_extra, plain.values()))
-    )
-
-
-def _extra(answers: Answers) -> float:
-    return 100 * float((answers.rows.query("status == 'ok'")["code"] == "extra_argument").mean())
+    shares = {"extra": told, "untold_extra": plain}
+    return found.assign(**{name: list(map(extra, of.values())) for name, of in shares.items()})
